@@ -1,0 +1,142 @@
+"""A published ``config.json``, checked: what the model is, and what the native implementation can't express."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ptkit
+
+REQUIRED = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "ffn_hidden_size",
+    "padded_vocab_size",
+    "seq_length",
+    "layernorm_epsilon",
+)
+# Flags of the published code and the one value that transformers' GLM computes.
+SUPPORTED = {
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "apply_residual_connection_post_layernorm": False,
+    "multi_query_attention": True,
+    "original_rope": True,
+    "post_layer_norm": True,
+    "quantization_bit": 0,
+    "rmsnorm": True,
+    "rope_ratio": 1,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class ChatGLM2Config:
+    """The numbers of a ChatGLM2 model, under their published names."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    kv_channels: int
+    multi_query_group_num: int
+    ffn_hidden_size: int
+    padded_vocab_size: int
+    seq_length: int
+    layernorm_epsilon: float
+    pad_token_id: int
+    eos_token_id: int
+
+    @property
+    def query_size(self) -> int:
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def key_value_size(self) -> int:
+        return self.multi_query_group_num * self.kv_channels
+
+    def geometry(self) -> ptkit.Geometry:
+        h, f, v = self.hidden_size, self.ffn_hidden_size, self.padded_vocab_size
+        qkv = self.query_size + 2 * self.key_value_size
+        layer = 2 * h + qkv * (h + 1) + self.query_size * h + 3 * f * h
+        return ptkit.Geometry(
+            layers=self.num_layers,
+            heads=self.num_attention_heads,
+            kv_groups=self.multi_query_group_num,
+            head_size=self.kv_channels,
+            hidden_size=h,
+            vocab_size=v,
+            max_positions=self.seq_length,
+            parameters=self.num_layers * layer + 2 * v * h + h,
+        )
+
+    def transformers(self) -> Any:
+        """The same model as transformers' GlmConfig."""
+        from transformers import GlmConfig
+
+        return GlmConfig(
+            vocab_size=self.padded_vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.ffn_hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.multi_query_group_num,
+            head_dim=self.kv_channels,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+            attention_bias=True,
+            rms_norm_eps=self.layernorm_epsilon,
+            max_position_embeddings=self.seq_length,
+            hidden_act="silu",
+            tie_word_embeddings=False,
+            pad_token_id=self.pad_token_id,
+            eos_token_id=self.eos_token_id,
+            bos_token_id=1,
+        )
+
+
+def read_config(folder: Path) -> ChatGLM2Config:
+    """The configuration of a model folder. Raises `ptkit.CheckpointError`, a line a problem."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ptkit.CheckpointError(
+            f"{folder}: must be a model folder with config.json, tokenizer.model and weights, got a file"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ptkit.CheckpointError(
+            f"{folder}: no config.json; backbone.source must be the folder of a ChatGLM2 model"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ptkit.CheckpointError(f"{path}: can't be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ptkit.CheckpointError(f"{path}: must hold an object, got {type(data).__name__}")
+    if data.get("model_type") != "chatglm":
+        raise ptkit.CheckpointError(
+            f"{path}: model_type must be 'chatglm', got {data.get('model_type')!r}; "
+            "use the backbone that is made for it"
+        )
+    problems = [f"{path}: {key} is missing" for key in REQUIRED if key not in data]
+    for key, supported in SUPPORTED.items():
+        if data.get(key, supported) not in (supported, None):
+            problems.append(f"{path}: {key} = {json.dumps(data[key])} is not supported")
+    numbers = {**data, "multi_query_group_num": data.get("multi_query_group_num", 2)}
+    for key in (*REQUIRED, "multi_query_group_num"):
+        value = numbers.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(f"{path}: {key} must be a positive number, got {json.dumps(value)}")
+    if problems:
+        raise ptkit.CheckpointError(*problems)
+    eos = data.get("eos_token_id")
+    return ChatGLM2Config(
+        **{key: numbers[key] for key in (*REQUIRED, "multi_query_group_num")},
+        pad_token_id=data.get("pad_token_id") or 0,
+        eos_token_id=2 if eos is None else eos,
+    )

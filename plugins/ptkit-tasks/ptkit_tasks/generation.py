@@ -1,0 +1,173 @@
+"""The head ``generation``: learn to answer a prompt, through the backbone's own LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import ptkit
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SamplingSettings(ptkit.Settings):
+    """How answers are decoded; greedy unless a temperature is set."""
+
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the best token; above, tokens are drawn from the distribution divided by it."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the smallest set of tokens whose probabilities add up to this."""
+    top_k: int = Field(0, ge=0)
+    """Draw from the so many best tokens; 0: all."""
+    seed: int = 0
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Where an answer ends if eos doesn't come; default: max_target_tokens."""
+
+
+class Generation(ptkit.TaskHead):
+    """Prompt in, text out: the loss is on the answer and the eos behind it, the prompt is only read."""
+
+    name = "generation"
+    accepts = ptkit.GenerationRecord
+    predicts = "text"
+
+    class Settings(ptkit.Settings):
+        max_source_tokens: int = Field(256, ge=1)
+        """Longest prompt, specials and template included; a longer one is cut."""
+        max_target_tokens: int = Field(256, ge=1)
+        """Longest answer, eos not included; a longer one is cut."""
+        truncation: Literal["query", "published"] = "query"
+        """Where a prompt is cut: inside the query, keeping the template, or its tail, as published."""
+        sampling: SamplingSettings = SamplingSettings()
+
+    settings: Settings
+
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        """One row: prompt, answer, eos; the labels are the answer and eos.
+
+        Example (start ids 8 9, prompt 5 6, answer 7, eos 2)::
+
+            tokens (8, 9, 5, 6, 7, 2)   labels (-100, -100, -100, -100, 7, 2)
+        """
+        assert isinstance(record, ptkit.GenerationRecord)
+        prompt, cut = self._prompt(record, tokenizer)
+        labels = [ptkit.IGNORE] * len(prompt)
+        if record.response is None:
+            return [ptkit.Row(tuple(prompt), tuple(labels), cut=cut)]
+        answer = tokenizer.encode(record.response)
+        cut += max(0, len(answer) - self.settings.max_target_tokens)
+        answer = [*answer[: self.settings.max_target_tokens], tokenizer.eos_id]
+        return [ptkit.Row((*prompt, *answer), (*labels, *answer), cut=cut)]
+
+    def _prompt(
+        self, record: ptkit.GenerationRecord, tokenizer: ptkit.Tokenizer
+    ) -> tuple[list[int], int]:
+        """The ids of the prompt within its limit, and how many were left out."""
+        limit = self.settings.max_source_tokens
+
+        def ids(parts: ptkit.PromptParts, kept: int) -> list[int]:
+            text = parts.before + parts.query[:kept] + parts.after
+            return [*tokenizer.start_ids, *tokenizer.encode(text)]
+
+        history = record.history
+        parts = tokenizer.prompt(record.prompt, history)
+        whole = ids(parts, len(parts.query))
+        if len(whole) <= limit:
+            return whole, 0
+        if self.settings.truncation == "published":
+            return whole[:limit], len(whole) - limit
+        fitting = whole
+        while history and len(fitting) > limit:  # the oldest turns go first
+            history = history[1:]
+            parts = tokenizer.prompt(record.prompt, history)
+            fitting = ids(parts, len(parts.query))
+        low, high = 0, len(parts.query)
+        if len(fitting) > limit:
+            fitting = ids(parts, 0)
+            if len(fitting) > limit:
+                raise ptkit.RecipeError(
+                    f"task.max_source_tokens = {limit} leaves no room for a query: "
+                    f"the prompt template alone has {len(fitting)} tokens"
+                )
+            while low < high:  # the longest beginning of the query that fits
+                middle = (low + high + 1) // 2
+                tried = ids(parts, middle)
+                if len(tried) <= limit:
+                    low, fitting = middle, tried
+                else:
+                    high = middle - 1
+        return fitting, len(whole) - len(fitting)
+
+    def loss(
+        self, module: nn.Module | None, states: ptkit.States, rows: Sequence[ptkit.EncodedRow]
+    ) -> ptkit.Loss:
+        """Per row, the summed negative log-likelihood of its labels in nats, and their number."""
+        import torch
+
+        losses, owners = states.token_loss([row.labels for row in rows])
+        zeros = torch.zeros(len(rows), device=losses.device)
+        sums = zeros.index_add(0, owners, losses)
+        counts = zeros.index_add(0, owners, torch.ones_like(losses))
+        return ptkit.Loss(sums, counts)
+
+    def predict(
+        self, model: ptkit.Model, module: nn.Module | None, rows: Sequence[ptkit.EncodedRow]
+    ) -> list[list[int]]:
+        """The generated ids of each row."""
+        sampling = self.settings.sampling
+        prompts = [row.tokens[: _answer_start(row.labels)] for row in rows]
+        return model.generate(
+            prompts,
+            ptkit.Sampling(
+                max_new_tokens=sampling.max_new_tokens or self.settings.max_target_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+            ),
+        )
+
+    def decode(
+        self,
+        record: ptkit.Record,
+        rows: Sequence[ptkit.Row],
+        outputs: Sequence[Any],
+        tokenizer: ptkit.Tokenizer,
+    ) -> str:
+        return tokenizer.decode(outputs[0]).strip()
+
+    def reference(self, record: ptkit.Record) -> str | None:
+        assert isinstance(record, ptkit.GenerationRecord)
+        return record.response
+
+    def constants(self, records: Sequence[ptkit.Record], *, seed: int) -> list[str]:
+        """The eight training answers that share most with the others.
+
+        Of up to 400 answers picked by ``seed``, those with the highest mean Dice overlap of their
+        characters and character pairs with all of them.
+        """
+        import numpy as np
+
+        answers = sorted({a for record in records if (a := self.reference(record)) is not None})
+        chosen = np.random.default_rng(seed).permutation(len(answers))[:400]
+        texts = [answers[i] for i in chosen]
+        if not texts:
+            return []
+        grams = [{*text, *map("".join, zip(text, text[1:], strict=False))} for text in texts]
+        place = {gram: i for i, gram in enumerate(sorted(set().union(*grams)))}
+        held = np.zeros((len(texts), len(place)), dtype=np.float32)
+        for line, found in enumerate(grams):
+            held[line, [place[gram] for gram in found]] = 1
+        sizes = held.sum(1)
+        overlap = (2 * held @ held.T / (sizes[:, None] + sizes[None])).mean(1)
+        best = np.argsort(-overlap, kind="stable")[:8]
+        return [texts[i] for i in best]
+
+
+def _answer_start(labels: Sequence[int]) -> int:
+    for position, label in enumerate(labels):
+        if label != ptkit.IGNORE:
+            return position
+    return len(labels)

@@ -1,0 +1,129 @@
+"""ptkit: a data file, a frozen pretrained model, one recipe; a small adapter with proof that it works.
+
+The names in ``__all__`` are the whole public door, together with `ptkit.testing`. They load lazily
+(PEP 562), so that importing ptkit costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ptkit.components import (
+        Backbone,
+        Component,
+        DatasetFormat,
+        LoadedBackbone,
+        Loss,
+        Metric,
+        RowMetric,
+        TaskHead,
+        Tokenizer,
+        Tracker,
+        Transform,
+    )
+    from ptkit.engine.adapter import Adapter, load_adapter
+    from ptkit.engine.loss import token_loss
+    from ptkit.engine.model import Model
+    from ptkit.engine.session import load, run
+    from ptkit.engine.states import States
+    from ptkit.errors import CheckpointError, DataError, PluginError, PtkitError, RecipeError
+    from ptkit.hookspecs import hookimpl
+    from ptkit.reading import read_json_rows
+    from ptkit.recipe import Recipe
+    from ptkit.records import (
+        IGNORE,
+        BadRow,
+        EncodedRow,
+        GenerationRecord,
+        Geometry,
+        HeadInfo,
+        Origin,
+        Pair,
+        PromptParts,
+        Record,
+        Row,
+        RunInfo,
+        Sampling,
+    )
+    from ptkit.settings import Settings, Source, SourcePath
+
+_HOMES = {
+    "ptkit.components": (
+        "Backbone Component DatasetFormat LoadedBackbone Loss Metric RowMetric TaskHead Tokenizer Tracker "
+        "Transform"
+    ),
+    "ptkit.engine.adapter": "Adapter load_adapter",
+    "ptkit.engine.loss": "token_loss",
+    "ptkit.engine.model": "Model",
+    "ptkit.engine.session": "load run",
+    "ptkit.engine.states": "States",
+    "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError",
+    "ptkit.hookspecs": "hookimpl",
+    "ptkit.reading": "read_json_rows",
+    "ptkit.recipe": "Recipe",
+    "ptkit.records": (
+        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo Origin Pair PromptParts Record Row "
+        "RunInfo Sampling"
+    ),
+    "ptkit.settings": "Settings Source SourcePath",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "IGNORE",
+    "Adapter",
+    "Backbone",
+    "BadRow",
+    "CheckpointError",
+    "Component",
+    "DataError",
+    "DatasetFormat",
+    "EncodedRow",
+    "GenerationRecord",
+    "Geometry",
+    "HeadInfo",
+    "LoadedBackbone",
+    "Loss",
+    "Metric",
+    "Model",
+    "Origin",
+    "Pair",
+    "PluginError",
+    "PromptParts",
+    "PtkitError",
+    "Recipe",
+    "RecipeError",
+    "Record",
+    "Row",
+    "RowMetric",
+    "RunInfo",
+    "Sampling",
+    "Settings",
+    "Source",
+    "SourcePath",
+    "States",
+    "TaskHead",
+    "Tokenizer",
+    "Tracker",
+    "Transform",
+    "hookimpl",
+    "load",
+    "load_adapter",
+    "read_json_rows",
+    "run",
+    "token_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'ptkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,347 @@
+"""What a plugin can add: the abstract classes behind every ``kind`` of a recipe.
+
+A component nests ``class Settings``, which is its recipe section, and has a kebab-case ``name``, which is
+its ``kind``. Nothing here imports torch; components import it inside the methods that need it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from ptkit.records import (
+    BadRow,
+    EncodedRow,
+    Geometry,
+    HeadInfo,
+    Pair,
+    PromptParts,
+    Record,
+    Row,
+    RunInfo,
+)
+from ptkit.settings import Settings as BaseSettings
+from ptkit.settings import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ptkit.engine.model import Model
+    from ptkit.engine.states import States
+
+
+class Component(ABC):
+    """The base of everything that a recipe can name."""
+
+    name: ClassVar[str]
+
+    class Settings(BaseSettings):
+        pass
+
+    def __init__(self, settings: BaseSettings) -> None:
+        self.settings = settings
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+class Limit(BaseSettings):
+    """At most so many records of each part, taken from the start of the file."""
+
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class DatasetFormat(Component):
+    """Reads a data file into records, without tokenizer or torch."""
+
+    record: ClassVar[type[Record]]
+    """The type of the records; a task head accepts it or the recipe is refused."""
+
+    controls: ClassVar[tuple[type[Metric], ...]] = ()
+    """Metrics that stand beside every score of this format's data, whatever the recipe names."""
+
+    class Settings(BaseSettings):
+        train: Source
+        """Training rows."""
+        validation: Source | None = None
+        """Rows for the validation loss, the best checkpoint and (without `test`) the scores."""
+        test: Source | None = None
+        """Rows for the scores; they are looked at once, at the end."""
+        split: float | None = Field(None, gt=0, lt=1)
+        """Without `validation`: the share of `train` that is held out for it, picked by the seed."""
+        limit: Limit | int | None = None
+        """At most so many records: a number for every part, or a table with train, validation, test."""
+        on_bad_row: Literal["error", "skip"] = "error"
+        """What to do with a row that can't be read: stop, or go on, count and report it."""
+
+    settings: Settings
+
+    @abstractmethod
+    def read(self, path: Path, name: str) -> Iterator[Record | BadRow]:
+        """The rows of ``path``, in order, streamed; ``name`` is how origins name the file.
+
+        Yields a `BadRow` for each row that can't be used and goes on behind it. Raises `DataError` if the
+        file as a whole can't be read.
+        """
+
+
+class Transform(Component):
+    """Turns a record into any number of records: selection, augmentation, reweighting."""
+
+    on: ClassVar[tuple[str, ...]] = ("train",)
+    """The parts of the data that it applies to: "train", "validation", "test"."""
+
+    @abstractmethod
+    def apply(self, records: Sequence[Record], *, seed: int) -> Iterable[Record]:
+        """The records to use instead, made from all records of a part; deterministic for a ``seed``.
+
+        Change fields with `dataclasses.replace`; ``record.weight`` scales a record's share of the loss.
+        """
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+class Tokenizer(ABC):
+    """Text to ids and back, without torch. Text never becomes a control token."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    start_ids: tuple[int, ...] = ()
+    """What every sequence begins with."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids; stored in adapters."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text on its own, without specials."""
+
+    @abstractmethod
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text that continues another: no dummy blank or other mark of a beginning."""
+
+    @abstractmethod
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """``encode(text)`` and, for each id, the half-open span of characters that it covers."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; specials decode to nothing."""
+
+    def prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> PromptParts:
+        """The query in the model's prompt template. Default: earlier turns and the query, a line each."""
+        before = "".join(f"{q}\n{r}\n" for q, r in history)
+        return PromptParts(before, query, "\n")
+
+
+@dataclass
+class LoadedBackbone:
+    """A frozen model, as `Backbone.load` hands it to the engine.
+
+    ``body``: a transformers model whose layers call transformers' attention interface; called with
+    input_ids, position_ids, past_key_values, use_cache, it returns an object with ``last_hidden_state``.
+    ``attentions``: its l attention modules, first layer first; each gets its layer's prefix.
+    ``lm_head``: hidden states to logits, or None for models without one.
+    """
+
+    body: nn.Module
+    attentions: list[nn.Module]
+    lm_head: nn.Module | None = None
+
+
+class Backbone(Component):
+    """A frozen pretrained model. Only `load` may import torch; the rest reads small files."""
+
+    class Settings(BaseSettings):
+        source: Source
+        """The folder of the model, or the name of one that a plugin ships."""
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+        """The type of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU."""
+
+    settings: Settings
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """Read from the model's configuration, without its weights."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Tells one set of weights from another; stored in adapters. Must not read all weights."""
+
+    @abstractmethod
+    def load(self, device: str, dtype: str) -> LoadedBackbone:
+        """The model in eval mode on ``device`` with ``dtype`` weights ("float32", "bfloat16", "float16").
+
+        Raises `CheckpointError` for weights that are missing, unexpected or of another shape.
+        """
+
+
+# ------------------------------------------------------------------------------------------ tasks
+
+
+class Loss(NamedTuple):
+    """What a head returns for a micro-batch, one entry a loss group.
+
+    A group is what shares a loss: a row, or all rows of a record where `TaskHead.rows_share_loss`.
+    ``sums``: [n] the summed, never averaged, loss of each group. ``weights``: [n] what it is to be divided
+    by (tokens, rows, class weights, …). The engine divides over the whole step: sum(sums) / sum(weights)
+    for ``loss_average = "token"``, the mean of sums / weights for ``"row"``.
+    """
+
+    sums: Tensor
+    weights: Tensor
+
+
+class TaskHead(Component):
+    """A task: how records become rows, rows a loss, and hidden states predictions.
+
+    A head keeps no state between rows; what it learns from the data is ``labels``, and its trainable part
+    is the module that `build` returns, which the engine owns, places, trains and saves.
+    """
+
+    accepts: ClassVar[type[Record]]
+    predicts: ClassVar[str]
+    """The kind of its predictions ("text", "label", …); a metric must score that kind."""
+    rows_share_loss: ClassVar[bool] = False
+    """Whether all rows of a record form one loss (multiple choice); they then stay in one micro-batch."""
+
+    def __init__(self, settings: BaseSettings, labels: Sequence[str] = ()) -> None:
+        super().__init__(settings)
+        self.labels: tuple[str, ...] = tuple(labels)
+
+    def collect_labels(self, records: Iterable[Record]) -> Sequence[str]:
+        """The label names of the training records, in the order of their ids; stored in the adapter."""
+        return ()
+
+    @abstractmethod
+    def encode(self, record: Record, tokenizer: Tokenizer) -> list[Row]:
+        """The rows of a record: one, or one a window, or one a choice.
+
+        A record whose answer is unknown gives rows to predict from, with empty or ignored labels.
+        """
+
+    def build(self, info: HeadInfo) -> nn.Module | None:
+        """The trainable module, initialised from ``info.seed``; None if the backbone's LM head does."""
+        return None
+
+    @abstractmethod
+    def loss(self, module: nn.Module | None, states: States, rows: Sequence[EncodedRow]) -> Loss:
+        """The loss of rows whose hidden states are ``states`` (in the same order), one entry a group."""
+
+    def outputs(
+        self, module: nn.Module | None, states: States, rows: Sequence[EncodedRow]
+    ) -> Sequence[Any]:
+        """One output a row, in order, on the CPU: what `decode` needs and no more."""
+        raise NotImplementedError(f"{type(self).__name__} has neither outputs() nor its own predict()")
+
+    def predict(
+        self, model: Model, module: nn.Module | None, rows: Sequence[EncodedRow]
+    ) -> Sequence[Any]:
+        """One output a row. Heads that generate override it; hidden states can't decode."""
+        return self.outputs(module, model.states(rows), rows)
+
+    @abstractmethod
+    def decode(
+        self, record: Record, rows: Sequence[Row], outputs: Sequence[Any], tokenizer: Tokenizer
+    ) -> Any:
+        """The prediction for a record from the outputs of all its rows."""
+
+    @abstractmethod
+    def reference(self, record: Record) -> Any:
+        """What the prediction is compared with; None if the record has none."""
+
+    def constants(self, records: Sequence[Record], *, seed: int) -> Sequence[Any]:
+        """Predictions worth giving to every row as a control; the best of them is reported.
+
+        Default: the most frequent reference of the training records.
+        """
+        references = [self.reference(record) for record in records]
+        counted = Counter(r for r in references if r is not None)
+        return [counted.most_common(1)[0][0]] if counted else []
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+
+class Metric(Component):
+    """Scores predictions. The result must not depend on the order of the pairs."""
+
+    scores: ClassVar[str]
+    """The kind of prediction that it scores, see `TaskHead.predicts`."""
+    unit: ClassVar[str] = "percent, 0–100"
+
+    @abstractmethod
+    def score(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Name to score over all pairs; an empty dict if the metric doesn't apply to them."""
+
+    def warnings(self, pairs: Sequence[Pair]) -> list[str]:
+        """What a reader of the scores must know, such as a count of empty predictions."""
+        return []
+
+
+class RowMetric(Metric):
+    """A metric that is the mean of a score a row."""
+
+    @abstractmethod
+    def score_row(self, pair: Pair) -> dict[str, float] | None:
+        """The scores of one pair; None for a pair that the metric doesn't apply to."""
+
+    def score(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        rows = [row for pair in pairs if (row := self.score_row(pair)) is not None]
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+
+class Tracker(Component):
+    """Where the events of a run go besides the terminal."""
+
+    @abstractmethod
+    def start(self, run: RunInfo) -> None: ...
+
+    @abstractmethod
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """One event: ``kind`` is "train", "validation", "scores" …; ``values`` holds plain JSON values."""
+
+    @abstractmethod
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Section:
+    """How a recipe section maps to components: its key, the hook, the base class, and whether it is a list."""
+
+    key: str
+    hook: str
+    base: type[Component]
+    many: bool = False
+    required: bool = True
+    title: str = field(default="")
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section("backbone", "ptkit_register_backbones", Backbone, title="backbones"),
+    Section("dataset", "ptkit_register_dataset_formats", DatasetFormat, title="dataset formats"),
+    Section(
+        "transforms", "ptkit_register_transforms", Transform, many=True, required=False, title="transforms"
+    ),
+    Section("task", "ptkit_register_task_heads", TaskHead, title="task heads"),
+    Section("metrics", "ptkit_register_metrics", Metric, many=True, required=False, title="metrics"),
+    Section("trackers", "ptkit_register_trackers", Tracker, many=True, required=False, title="trackers"),
+)

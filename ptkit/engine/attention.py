@@ -1,0 +1,250 @@
+"""The attention function that carries the prefix, and the layouts in which rows reach it.
+
+A prefix is a pair of tensors on each attention module (`set_prefix`), not a cache: transformers drops
+``past_key_values`` under gradient checkpointing, and prefixes looked up by layer index recompile every
+layer. Rows arrive packed into one sequence or padded; a `Layout`, handed through the model's forward as
+the keyword ``ptkit_layout``, says which, and which prefix each row sees. The prefix takes no position: real
+tokens keep 0, 1, 2, …, and every token sees the whole prefix of its row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+IMPLEMENTATION = "ptkit"
+NO_PREFIX = -1
+_KEY, _VALUE = "ptkit_prefix_key", "ptkit_prefix_value"
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+def set_prefix(attentions: Iterable[nn.Module], prefix: Sequence[KeyValue] | None) -> None:
+    """Put a layer's prefix, keys and values of [a, g, p, d] for a adapters, on each module; None removes it."""
+    for index, module in enumerate(attentions):
+        key, value = (None, None) if prefix is None else prefix[index]
+        setattr(module, _KEY, key)
+        setattr(module, _VALUE, value)
+
+
+class Layout(ABC):
+    """How the rows of a forward pass lie in its tensors, and the index of the prefix that each row sees."""
+
+    def __init__(self, prefix_of_row: Sequence[int], *, causal: bool) -> None:
+        self.prefix_of_row = tuple(prefix_of_row)
+        self.causal = causal
+        self._masks: dict[Any, Tensor] = {}
+
+    @abstractmethod
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values."""
+
+
+def row_mask(queries: int, keys: int, prefix: int, *, causal: bool, window: int | None) -> Tensor:
+    """What each query of a row sees: [queries, prefix + keys] of bool; its last key is its own.
+
+    ``window``: a query sees so many keys at most, itself included (both ways without ``causal``); the
+    prefix stays visible.
+
+    >>> row_mask(2, 2, 1, causal=True, window=None).int().tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    """
+    query = torch.arange(keys - queries, keys)[:, None]
+    key = torch.arange(keys)[None]
+    seen = torch.ones(queries, keys, dtype=torch.bool)
+    if causal:
+        seen &= key <= query
+    if window is not None:
+        seen &= (query - key).abs() < window
+    return torch.cat((torch.ones(queries, prefix, dtype=torch.bool), seen), dim=1)
+
+
+def _additive(seen: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~seen.to(like.device), float("-inf")
+    )
+
+
+class PackedRows(Layout):
+    """Rows one after another in a single sequence: tensors of [1, n, t, d], t = the sum of ``lengths``.
+
+    The linears run on all tokens at once. Attention runs row by row on a CPU, and on a GPU on a padded
+    copy of queries, keys and values, where sixteen small kernels would cost more than the padding.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], prefix_of_row: Sequence[int], *, causal: bool
+    ) -> None:
+        super().__init__(prefix_of_row, causal=causal)
+        self.lengths = tuple(lengths)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        attend = self._attend_padded if query.is_cuda else self._attend_rows
+        return attend(query, key, value, prefix, scaling, window)
+
+    def _attend_rows(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        rows = zip(
+            query.split(self.lengths, 2),
+            key.split(self.lengths, 2),
+            value.split(self.lengths, 2),
+            self.prefix_of_row,
+            strict=True,
+        )
+        attended = []
+        for q, k, v, index in rows:
+            if prefix is not None and index != NO_PREFIX:
+                k = torch.cat((prefix[0][index, None], k), dim=2)  # [1, g, p + s, d]
+                v = torch.cat((prefix[1][index, None], v), dim=2)
+            mask = self._row_mask(q, k.shape[2] - q.shape[2], window)
+            attended.append(
+                F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True
+                )
+            )
+        return torch.cat(attended, dim=2).transpose(1, 2)
+
+    def _row_mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor | None:
+        if not self.causal and window is None:
+            return None
+        length = query.shape[2]
+        name = (length, prefix, window)
+        if name not in self._masks:
+            seen = row_mask(length, length, prefix, causal=self.causal, window=window)
+            self._masks[name] = _additive(seen, query)
+        return self._masks[name]
+
+    def _attend_padded(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        scatter, gather, padded = self._padding(query.device)
+        q, k, v = (t[0].transpose(0, 1)[scatter].transpose(1, 2) for t in (query, key, value))
+        attended = padded.attend(q, k, v, prefix, scaling, window)  # [b, s, n, d]
+        return attended.flatten(0, 1)[gather][None]
+
+    def _padding(self, device: torch.device) -> tuple[Tensor, Tensor, PaddedRows]:
+        """Indices of packed tokens in padded rows [b, s] and back [t], made once a micro-batch."""
+        if "padding" not in self.__dict__:
+            lengths = torch.tensor(self.lengths)
+            longest = int(lengths.max())
+            real = torch.arange(longest) < lengths[:, None]  # [b, s]
+            scatter = torch.zeros(real.shape, dtype=torch.long)
+            scatter[real] = torch.arange(int(lengths.sum()))
+            gather = real.flatten().nonzero()[:, 0]
+            padded = PaddedRows(real, self.prefix_of_row, causal=self.causal)
+            self.__dict__["padding"] = (scatter.to(device), gather.to(device), padded)
+        found: tuple[Tensor, Tensor, PaddedRows] = self.__dict__["padding"]
+        return found
+
+
+class PaddedRows(Layout):
+    """One row a line: tensors of [b, n, s, d]; ``real`` [b, k] marks the keys that are no padding.
+
+    With a cache there are more keys than queries; the queries are the last of them.
+    """
+
+    def __init__(self, real: Tensor, prefix_of_row: Sequence[int], *, causal: bool) -> None:
+        super().__init__(prefix_of_row, causal=causal)
+        self.real = real
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        length = 0
+        if prefix is not None:
+            index = torch.tensor(self.prefix_of_row, device=query.device).clamp_min(0)
+            length = prefix[0].shape[2]
+            key = torch.cat((prefix[0][index], key), dim=2)
+            value = torch.cat((prefix[1][index], value), dim=2)
+        mask = self._mask(query, length, window)
+        if query.is_cuda:  # with a mask, grouped heads leave the fused kernels there
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=not query.is_cuda
+        )
+        return attended.transpose(1, 2)
+
+    def _mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor:
+        name = (query.shape[2], prefix, window)
+        if name not in self._masks:
+            seen = row_mask(
+                query.shape[2], self.real.shape[1], prefix, causal=self.causal, window=window
+            )
+            real = self.real.cpu()
+            has_prefix = torch.tensor(self.prefix_of_row) != NO_PREFIX
+            visible = torch.cat((has_prefix[:, None].expand(-1, prefix), real), dim=1)
+            seen = seen[None] & visible[:, None]  # [b, q, p + k]
+            # a query that is padding sees everything: nothing reads it, and an empty row would give NaN
+            seen |= ~real[:, real.shape[1] - query.shape[2] :, None]
+            self._masks[name] = _additive(seen[:, None], query)
+        return self._masks[name]
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    ptkit_layout: Layout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a row's prefix and its own tokens, as transformers' attention interface wants it.
+
+    transformers makes no mask for an implementation that has no mask function, so ``attention_mask`` is
+    None; what a token sees comes from the layout alone.
+    """
+    if ptkit_layout is None:
+        raise RuntimeError("a ptkit model is called through ptkit.Model, which lays its rows out")
+    key_prefix = getattr(module, _KEY, None)
+    prefix = None if key_prefix is None else (key_prefix, getattr(module, _VALUE))  # noqa: B009
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return ptkit_layout.attend(query, key, value, prefix, scaling, sliding_window), None
+
+
+AttentionInterface.register(IMPLEMENTATION, prefix_attention)

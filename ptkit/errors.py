@@ -1,0 +1,49 @@
+"""The one error family: a ``PtkitError`` is bad input, one clear line a problem, exit code 2.
+
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ptkit.records import BadRow
+
+
+class PtkitError(Exception):
+    """Input that can't be used. ``lines`` holds one line a problem: where, what, got, what to do."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines: tuple[str, ...] = lines
+
+
+class RecipeError(PtkitError):
+    """A recipe, or what it names, doesn't fit together; one line a problem."""
+
+
+class PluginError(PtkitError):
+    """A plugin that a recipe needs is missing, broken, or shares a name with another."""
+
+
+class CheckpointError(PtkitError):
+    """Weights, a tokenizer or an adapter on disk that don't fit what was expected."""
+
+
+class DataError(PtkitError):
+    """Rows that can't be read; ``bad_rows`` holds those found before reading stopped."""
+
+    SHOWN_AT_ONCE = 20
+
+    def __init__(self, *lines: str, bad_rows: Sequence[BadRow] = ()) -> None:
+        super().__init__(*lines)
+        self.bad_rows = tuple(bad_rows)
+
+
+def suggestion(got: str, known: Iterable[str]) -> str:
+    """``' (did you mean 'x'?)'`` for the closest of ``known``, or an empty string."""
+    close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

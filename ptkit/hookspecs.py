@@ -1,0 +1,71 @@
+"""Every hook of ptkit. Registration hooks take nothing and return a list of classes; the others only watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from ptkit.components import Backbone, DatasetFormat, Metric, TaskHead, Tracker, Transform
+    from ptkit.records import RunInfo
+
+PROJECT = "ptkit"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def ptkit_register_backbones() -> Sequence[type[Backbone]]:  # type: ignore[empty-body]
+    """Frozen models: `Backbone` classes, named in ``[backbone] kind``."""
+
+
+@hookspec
+def ptkit_register_dataset_formats() -> Sequence[type[DatasetFormat]]:  # type: ignore[empty-body]
+    """File formats: `DatasetFormat` classes, named in ``[dataset] kind``."""
+
+
+@hookspec
+def ptkit_register_transforms() -> Sequence[type[Transform]]:  # type: ignore[empty-body]
+    """Steps between reading and encoding: `Transform` classes, named in ``[[transforms]] kind``."""
+
+
+@hookspec
+def ptkit_register_task_heads() -> Sequence[type[TaskHead]]:  # type: ignore[empty-body]
+    """Tasks: `TaskHead` classes, named in ``[task] kind``."""
+
+
+@hookspec
+def ptkit_register_metrics() -> Sequence[type[Metric]]:  # type: ignore[empty-body]
+    """Scores: `Metric` classes, named in ``[[metrics]] kind``."""
+
+
+@hookspec
+def ptkit_register_trackers() -> Sequence[type[Tracker]]:  # type: ignore[empty-body]
+    """Where the events of a run go: `Tracker` classes, named in ``[[trackers]] kind``."""
+
+
+@hookspec(firstresult=True)
+def ptkit_resolve_source(source: str) -> Path | None:
+    """The folder or file behind a name such as ``nano`` or ``nano:train``; None if it isn't yours.
+
+    Raise `PtkitError` for a name that is yours but that you don't have. Called for every model source and
+    data file of a recipe before it is taken for a path, so it must be quick and import nothing heavy.
+    """
+
+
+@hookspec
+def ptkit_before_run(run: RunInfo) -> None:
+    """The recipe is valid and the data is read; training is about to start."""
+
+
+@hookspec
+def ptkit_after_run(run: RunInfo, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """The run folder is complete. ``scores`` is the content of scores.json."""
+
+
+@hookspec
+def ptkit_on_run_error(run: RunInfo, error: BaseException) -> None:
+    """The run ended with ``error``, which is raised again afterwards."""

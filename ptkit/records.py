@@ -1,0 +1,184 @@
+"""Frozen dataclasses that cross the seams between formats, heads, metrics and the engine.
+
+Formats make `Record` objects, heads turn each into `Row` objects (encoded sequences), and metrics see
+`Pair` objects. A third party adds a task by subclassing `Record`; nothing here is a closed list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+IGNORE = -100  # a label that nothing is trained on; torch's and transformers' customary value
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record came from: ``file`` as the user named it and the 1-based ``line``."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One example of a data file, before any tokenizer. ``weight`` scales its share of the loss."""
+
+    origin: Origin
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRecord(Record):
+    """A prompt and the text that should follow it.
+
+    ``response`` is None for rows that are only to be answered. ``history`` holds earlier turns, oldest
+    first, as (prompt, response).
+    """
+
+    prompt: str
+    response: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that a format could not turn into a record; ``message`` says what, got, and what to do."""
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded sequence of a record.
+
+    ``tokens``: the input ids as the backbone sees them, specials included.
+    ``labels``: what the head trains on, ints whose meaning is the head's. Heads that train on tokens give
+    one label a token, aligned with the token that it belongs to, `IGNORE` where nothing is trained on.
+    ``token_types``: segment ids for backbones that have them, else empty.
+    ``cut``: how many tokens of the record did not fit and were left out.
+
+    Worked example (generation, ids of a toy vocabulary)::
+
+        prompt 7 8 9, answer 4 5, eos 2
+        tokens = (7, 8, 9, 4, 5, 2)
+        labels = (-100, -100, -100, 4, 5, 2)
+    """
+
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    token_types: tuple[int, ...] = ()
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A `Row` that knows its record: ``record`` is the record's index in its data set, ``part`` counts its rows."""
+
+    row: Row
+    record: int
+    part: int = 0
+    weight: float = 1.0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.row.tokens
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return self.row.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a metric scores: a prediction beside the reference, and the record both belong to."""
+
+    record: Record
+    prediction: Any
+    reference: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """A prompt as the backbone's template lays it out; only ``query`` may be shortened.
+
+    The text is ``before + query + after``; ``before`` ends and ``after`` begins with template text.
+    """
+
+    before: str
+    query: str
+    after: str
+
+    @property
+    def text(self) -> str:
+        return self.before + self.query + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The shape of a backbone as its prefix needs it.
+
+    ``layers`` l, ``kv_groups`` g (key/value heads), ``head_size`` d, ``hidden_size`` h, ``vocab_size`` v;
+    ``parameters`` counts all frozen weights. ``causal``: whether a token sees only earlier ones.
+    """
+
+    layers: int
+    heads: int
+    kv_groups: int
+    head_size: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    parameters: int
+    causal: bool = True
+
+    def prefix_parameters(self, length: int) -> int:
+        """Trainable numbers of a flat prefix: length x layers x 2 x groups x head size."""
+        return length * self.layers * 2 * self.kv_groups * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class HeadInfo:
+    """What a head may know when it builds its trainable module."""
+
+    hidden_size: int
+    vocab_size: int
+    causal: bool
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How generation picks the next token; ``temperature`` 0 is greedy.
+
+    ``top_p`` keeps the smallest set of tokens whose probabilities reach it, ``top_k`` (0: all) the k
+    best. The draws of a row depend on ``seed`` and the row alone, not on how rows are batched.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What hooks and trackers may know of a run."""
+
+    folder: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def origins(records: Sequence[Record]) -> str:
+    """The origins of a few records, for messages: ``a.json:3, a.json:9``."""
+    return ", ".join(str(r.origin) for r in records)
