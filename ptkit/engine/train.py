@@ -1,0 +1,262 @@
+"""The one training loop, and the gradients of one optimiser step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ptkit.components import Loss, TaskHead
+from ptkit.engine.attention import KeyValue
+from ptkit.engine.batching import Order, micro_batches
+from ptkit.engine.data import RowStore
+from ptkit.engine.model import Model
+from ptkit.engine.prefix import PrefixEncoder
+from ptkit.errors import PluginError, PtkitError
+from ptkit.recipe import TrainSettings
+
+
+@dataclass
+class Trainable:
+    """All that trains: the prefix, and the head's module if it has one."""
+
+    prefix: PrefixEncoder
+    module: nn.Module | None = None
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        named = {f"prefix.{name}": p for name, p in self.prefix.named_parameters()}
+        if self.module is not None:
+            named |= {f"head.{name}": p for name, p in self.module.named_parameters()}
+        return named
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.named_parameters().values())
+
+    def count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def keys_and_values(self) -> list[KeyValue]:
+        """The prefix as it is used outside training: without dropout, detached."""
+        return self.prefix()
+
+
+class Totals(NamedTuple):
+    """The loss over a step or a data set, before the division; scalars stay on the device."""
+
+    numerator: Tensor
+    weight: Tensor
+    tokens: int
+    micro_batches: int
+
+    @property
+    def loss(self) -> float:
+        return float(self.numerator / self.weight)
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of a step's dropout: the same for every split, retry and resumed run."""
+    digest = hashlib.sha256(f"dropout:{seed}:{step}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def combine(loss: Loss, weights: Tensor, average: str) -> tuple[Tensor, Tensor]:
+    """A micro-batch's share of the step's loss, as numerator and denominator.
+
+    ``weights`` [n]: the record weight of each group. By token: sum(w·sums) / sum(w·weights); by row:
+    sum(w·sums/weights) / sum(w), where groups without any weight count nothing.
+    """
+    sums, counts = loss.sums.float(), loss.weights.float()
+    if average == "token":
+        return (weights * sums).sum(), (weights * counts).sum()
+    some = counts > 0
+    means = torch.where(some, sums / torch.where(some, counts, 1.0), 0.0)
+    return (weights * means).sum(), (weights * some).sum()
+
+
+def _checked(head: TaskHead, loss: Loss, groups: int) -> Loss:
+    for name, values in zip(("sums", "weights"), loss, strict=True):
+        if tuple(values.shape) != (groups,):
+            raise PluginError(
+                f"task {head.name!r}: loss() must return {name} of shape [{groups}], one entry a loss "
+                f"group, got {list(values.shape)}"
+            )
+    return loss
+
+
+def total_loss(
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    store: RowStore,
+    groups: Sequence[Sequence[int]],
+    settings: TrainSettings,
+    each: Callable[[Tensor], None] | None = None,
+) -> Totals:
+    """The loss over ``groups``, split by memory; ``each`` gets the numerator of every micro-batch."""
+    measure = sum if model.layout == "packed" else max
+    lengths = [measure(store.length(i) for i in group) for group in groups]
+    split = micro_batches(groups, lengths, settings.tokens_per_micro_batch, model.layout)
+    total = weight = torch.zeros((), device=model.device)
+    tokens = 0
+    for batch in split:
+        rows = [store[i] for group in batch for i in groups[group]]
+        weights = torch.tensor([store[groups[group][0]].weight for group in batch])
+        loss = _checked(head, head.loss(module, model.states(rows), rows), len(batch))
+        numerator, denominator = combine(
+            loss, weights.float().to(model.device), settings.loss_average
+        )
+        if each is not None:
+            each(numerator)
+        total = total + numerator.detach()
+        weight = weight + denominator
+        tokens += sum(len(row.tokens) for row in rows)
+    return Totals(total, weight, tokens, len(split))
+
+
+def step_gradients(
+    model: Model,
+    trainable: Trainable,
+    head: TaskHead,
+    store: RowStore,
+    groups: Sequence[Sequence[int]],
+    settings: TrainSettings,
+    step: int,
+) -> Totals:
+    """Set the gradient of the step's loss on every trainable parameter.
+
+    The prefix runs once; micro-batches add up gradients on detached copies of its keys and values, which
+    go through the prefix encoder in one backward pass at the end. So the result does not depend on how
+    the step is split. Sums are divided at the end, which also keeps float16 gradients from vanishing.
+    """
+    for parameter in trainable.parameters():
+        parameter.grad = None
+    generator = step_generator(settings.seed, step, model.device)
+    made = [tensor for pair in trainable.prefix(generator) for tensor in pair]
+    leaves = [tensor.detach().requires_grad_() for tensor in made]
+    pairs = list(zip(leaves[::2], leaves[1::2], strict=True))
+
+    def backward(numerator: Tensor) -> None:
+        numerator.backward()  # type: ignore[no-untyped-call]
+        model.set_prefix(pairs)  # the casts of the last micro-batch went with its graph
+
+    with model.using(pairs):
+        totals = total_loss(model, head, trainable.module, store, groups, settings, backward)
+    module = trainable.module
+    for leaf in (*leaves, *(() if module is None else module.parameters())):
+        if leaf.grad is not None:
+            leaf.grad.div_(totals.weight)
+    dead = sorted({index // 2 for index, leaf in enumerate(leaves) if leaf.grad is None})
+    if dead:
+        raise RuntimeError(f"the prefix of layers {dead} got no gradient: attention bypasses it")
+    torch.autograd.backward(made, [leaf.grad for leaf in leaves])
+    return totals
+
+
+def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
+    """The rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule down to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+    }[settings.schedule]
+    return settings.learning_rate * factor
+
+
+def make_optimizer(trainable: Trainable, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) over all that trains."""
+    return torch.optim.AdamW(
+        trainable.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+@dataclass
+class Progress:
+    """Where a run stands; everything that a checkpoint must know besides tensors."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_loss: float = math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        best = self.best_loss if math.isfinite(self.best_loss) else None
+        return {"step": self.step, "best_step": self.best_step, "best_loss": best}
+
+
+@dataclass
+class Hooks:
+    """What the loop calls: ``event(kind, values)``, ``validate() -> loss`` and ``save(progress)``."""
+
+    event: Callable[[str, dict[str, Any]], None]
+    validate: Callable[[], float] | None
+    save: Callable[[Progress], None]
+
+
+def train(
+    model: Model,
+    trainable: Trainable,
+    head: TaskHead,
+    store: RowStore,
+    settings: TrainSettings,
+    total: int,
+    order: Order,
+    hooks: Hooks,
+    optimizer: torch.optim.AdamW,
+    progress: Progress,
+) -> Progress:
+    """Train from ``progress.step`` to ``total`` optimiser steps."""
+    every = settings.eval_every or max(1, total // 10)
+    save_every = settings.save_every or every
+    while progress.step < total:
+        started = time.perf_counter()
+        groups = store.groups(order.step(progress.step), share_loss=head.rows_share_loss)
+        rate = learning_rate(settings, progress.step, total)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        totals = step_gradients(model, trainable, head, store, groups, settings, progress.step)
+        norm = torch.nn.utils.clip_grad_norm_(
+            trainable.parameters(), settings.clip_norm or math.inf
+        )
+        optimizer.step()
+        progress.step += 1
+        loss, gradient = totals.loss, float(norm)
+        if not (math.isfinite(loss) and math.isfinite(gradient)):
+            raise PtkitError(
+                f"step {progress.step}: the loss is {loss} and the gradient norm {gradient}; "
+                "lower train.learning_rate or use backbone.dtype = 'bfloat16' or 'float32'"
+            )
+        hooks.event(
+            "train",
+            {
+                "step": progress.step,
+                "loss": loss,
+                "learning_rate": rate,
+                "gradient_norm": gradient,
+                "tokens": totals.tokens,
+                "micro_batches": totals.micro_batches,
+                "seconds": time.perf_counter() - started,
+            },
+        )
+        last = progress.step == total
+        if hooks.validate is not None and (last or progress.step % every == 0):
+            loss = hooks.validate()
+            if loss < progress.best_loss:
+                progress.best_loss, progress.best_step = loss, progress.step
+                hooks.save(progress)
+            hooks.event("validation", {"step": progress.step, "loss": loss})
+        if last or progress.step % save_every == 0:
+            hooks.save(progress)
+    return progress
