@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -77,7 +78,7 @@ class DatasetFormat(Component):
         """Rows for the scores; they are looked at once, at the end."""
         split: float | None = Field(None, gt=0, lt=1)
         """Without `validation`: the share of `train` that is held out for it, picked by the seed."""
-        limit: Limit | int | None = None
+        limit: Limit | Annotated[int, Field(ge=1)] | None = None
         """At most so many records: a number for every part, or a table with train, validation, test."""
         on_bad_row: Literal["error", "skip"] = "error"
         """What to do with a row that can't be read: stop, or go on, count and report it."""
@@ -306,7 +307,7 @@ class RowMetric(Metric):
 
     def score(self, pairs: Sequence[Pair]) -> dict[str, float]:
         rows = [row for pair in pairs if (row := self.score_row(pair)) is not None]
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        return {name: fsum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 
 
 class Tracker(Component):

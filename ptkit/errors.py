@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PtkitError(Exception):
-    """Input that can't be used. ``lines`` holds one line a problem: where, what, got, what to do."""
+    """Input that can't be used. ``lines`` holds a line a problem: where, what, got, what to do."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
@@ -43,7 +43,14 @@ class DataError(PtkitError):
         self.bad_rows = tuple(bad_rows)
 
 
+def closest(got: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``got`` was probably meant to be; case doesn't matter."""
+    by_folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(got.casefold(), list(by_folded), n=1, cutoff=0.6)
+    return by_folded[close[0]] if close else None
+
+
 def suggestion(got: str, known: Iterable[str]) -> str:
     """``' (did you mean 'x'?)'`` for the closest of ``known``, or an empty string."""
-    close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = closest(got, known)
+    return "" if close is None else f" (did you mean {close!r}?)"

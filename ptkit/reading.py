@@ -48,10 +48,10 @@ def read_json_rows(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, An
     with _opened(path, name) as file:
         line = 1
         first = file.readline(_CHUNK)
-        _check_encoding(first, name)
         while first and not first.strip(_BLANK):
             line += first.endswith("\n")
             first = file.readline(_CHUNK)
+        _check_encoding(first, name)
         if first.lstrip(_BLANK).startswith("["):
             yield from _array_rows(_Window(file, first, line), name)
         elif first:
@@ -125,7 +125,10 @@ class _Decoder:
             return f'is {_kind(value)}, not a JSON object; a row is {{"column": value, …}}'
         if _ESCAPED_SURROGATE.search(text):
             for key, content in value.items():
-                lone = _lone_surrogate({key: content})
+                try:
+                    lone = _lone_surrogate({key: content})
+                except RecursionError as error:
+                    return _other_problem(error)
                 if lone:
                     return (
                         f"key {key!r} holds {lone}, half of a surrogate pair and no character; "
@@ -137,10 +140,13 @@ class _Decoder:
 def _kind(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    return {list: "a list", str: "a string"}.get(type(value), "a number")
+    if isinstance(value, list):
+        return "a list"
+    return "a string" if isinstance(value, str) else "a number"
 
 
 def _lone_surrogate(value: object) -> str | None:
+    """The first one, as the escape that writes it. Raises RecursionError for deep values."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -149,7 +155,7 @@ def _lone_surrogate(value: object) -> str | None:
 
 
 def _syntax_problem(error: json.JSONDecodeError, column: int, ends: str) -> str:
-    """ "not JSON: expected ':' at column 5, got '7'"; ``ends`` names the end of what was read."""
+    """Such as ``not JSON: expected ':' at column 5, got '7'``; ``ends`` names the end."""
     said = error.msg.replace(" enclosed in double quotes", " in double quotes")
     got = repr(error.doc[error.pos]) if error.pos < len(error.doc) else ends
     if said.startswith("Expecting "):

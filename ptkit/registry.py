@@ -16,11 +16,21 @@ from typing import Any
 import pluggy
 
 from ptkit import hookspecs
-from ptkit.components import SECTIONS, Component, Section
+from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
 from ptkit.errors import PluginError, PtkitError, suggestion
+from ptkit.records import Record
+from ptkit.settings import Settings
 
 ENTRY_POINT_GROUP = "ptkit"
 DISABLE_VARIABLE = "PTKIT_DISABLE_PLUGINS"
+_RECORD_TYPES: tuple[tuple[type[Component], str], ...] = (
+    (DatasetFormat, "record"),
+    (TaskHead, "accepts"),
+)
+_PREDICTION_KINDS: tuple[tuple[type[Component], str], ...] = (
+    (TaskHead, "predicts"),
+    (Metric, "scores"),
+)
 _KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -71,13 +81,10 @@ class Registry:
         return sorted(self.components[section])
 
     def find(self, section: str, name: str) -> Registered:
-        """The component behind ``kind = name``. Raises `PluginError` saying why it is not to be had."""
+        """The component behind ``kind = name``. Raises `PluginError` saying why there is none."""
         owners = self.collisions.get((section, name))
         if owners:
-            both = " and ".join(str(owner) for owner in owners)
-            raise PluginError(
-                f"{name!r} is registered by both {both}; set {DISABLE_VARIABLE} to disable one of them"
-            )
+            raise PluginError(collision(name, owners))
         found = self.components[section].get(name)
         if found is None:
             raise PluginError(self.missing(section, name))
@@ -98,11 +105,37 @@ class Registry:
         except PtkitError:
             raise
         except Exception as error:
-            raise PluginError(f"a plugin failed to resolve {source!r}: {_one_line(error)}") from error
+            raise PluginError(self._resolving(source, f"failed: {_one_line(error)}")) from error
+        if found is not None and not isinstance(found, str | Path):
+            got = type(found).__name__
+            raise PluginError(self._resolving(source, f"must return a path or None, got {got}"))
         return None if found is None else Path(found)
+
+    def _resolving(self, source: str, problem: str) -> str:
+        """``problem`` with the first plugin that causes it when it is asked alone."""
+        hook = self.manager.hook.ptkit_resolve_source
+        for name, plugin in self.manager.list_name_plugin():
+            others = [other for other in self.manager.get_plugins() if other is not plugin]
+            try:
+                found = self.manager.subset_hook_caller(hook.name, others)(source=source)
+                blamed = found is not None and not isinstance(found, str | Path)
+            except Exception:
+                blamed = True
+            if blamed and name in self.owners:
+                return f"{self.owners[name]}, {hook.name}({source!r}) {problem}"
+        return f"{hook.name}({source!r}) {problem}"
 
     def register(self, plugin: object, owner: Owner) -> None:
         """Register one plugin and collect its components; what is wrong becomes a `Failure`."""
+        namesake = self.owners.get(owner.plugin)
+        if namesake is not None:
+            self.failures.append(
+                Failure(
+                    owner,
+                    f"{owner.plugin!r} is also the entry point of {namesake}; rename one of them",
+                )
+            )
+            return
         try:
             self.manager.register(plugin, name=owner.plugin)
             self.manager.check_pending()
@@ -148,15 +181,43 @@ class Registry:
             known[name] = new
 
 
+def collision(name: str, owners: Sequence[Owner]) -> str:
+    """What is wrong with a ``name`` that several plugins use, and what to do."""
+    both = "both " if len(owners) == 2 else ""
+    return (
+        f"{name!r} is registered by {both}{' and '.join(map(str, owners))}; "
+        f"set {DISABLE_VARIABLE}={owners[-1].distribution} or uninstall one of them"
+    )
+
+
 def _component_problem(component: Any, section: Section) -> str | None:
     if not (isinstance(component, type) and issubclass(component, section.base)):
         return f"{component!r} is not a subclass of ptkit.{section.base.__name__}"
     name = getattr(component, "name", None)
     if not isinstance(name, str) or not _KEBAB.fullmatch(name):
         return f"{component.__name__}.name must be kebab-case such as 'my-name', got {name!r}"
-    settings = component.Settings
-    if settings.model_config.get("extra") != "forbid":
-        return f"{component.__name__}.Settings must forbid unknown keys (extra='forbid'), as ptkit.Settings does"
+    own, wanted = component.Settings, vars(section.base).get("Settings", Settings)
+    if not (isinstance(own, type) and issubclass(own, wanted)):
+        public = (
+            "ptkit.Settings" if wanted is Settings else f"ptkit.{section.base.__name__}.Settings"
+        )
+        return f"{component.__name__}.Settings must be a subclass of {public}"
+    if own.model_config.get("extra") != "forbid":
+        return (
+            f"{component.__name__}.Settings must forbid unknown keys (extra='forbid'), "
+            "as ptkit.Settings does"
+        )
+    if "kind" in own.model_fields:
+        return f"{component.__name__}.Settings must not have a field 'kind'; ptkit adds it"
+    for base, attribute in _RECORD_TYPES:
+        record = getattr(component, attribute, None) if section.base is base else Record
+        if not (isinstance(record, type) and issubclass(record, Record)):
+            wanted_type = "a subclass of ptkit.Record"
+            return f"{component.__name__}.{attribute} must be {wanted_type}, got {record!r}"
+    for base, attribute in _PREDICTION_KINDS:
+        kind = getattr(component, attribute, None) if section.base is base else ""
+        if not isinstance(kind, str):
+            return f"{component.__name__}.{attribute} must be a string such as 'text', got {kind!r}"
     abstract = sorted(getattr(component, "__abstractmethods__", ()))
     if abstract:
         return f"{component.__name__} lacks {', '.join(abstract)}"
@@ -190,25 +251,37 @@ def load_plugins(
 ) -> Registry:
     """All installed plugins, loaded one at a time in alphabetical order.
 
-    ``PTKIT_DISABLE_PLUGINS=a,b`` leaves out plugins by entry point or distribution name. A plugin that
+    ``PTKIT_DISABLE_PLUGINS=a,b`` leaves out plugins by entry point or distribution name. One that
     fails to load is kept in ``failures`` and matters only to a recipe that needs it.
     """
     registry = empty_registry()
-    unwanted = {name.strip() for name in environment.get(DISABLE_VARIABLE, "").split(",")} - {""}
-    found = [
-        (entry_point, Owner(entry_point.name, distribution.name, distribution.version))
-        for distribution in (distributions() if installed is None else installed)
-        for entry_point in distribution.entry_points
-        if entry_point.group == ENTRY_POINT_GROUP
-    ]
-    for entry_point, owner in sorted(found, key=lambda pair: (pair[1].plugin, pair[1].distribution)):
-        if unwanted & {owner.plugin, owner.distribution}:
+    unwanted = {_normal(name) for name in environment.get(DISABLE_VARIABLE, "").split(",")} - {""}
+    found = []
+    seen = set()
+    for distribution in distributions() if installed is None else installed:
+        entry_points = [e for e in distribution.entry_points if e.group == ENTRY_POINT_GROUP]
+        if not entry_points:
+            continue
+        name = distribution.name or "unknown"  # None where the metadata file is missing
+        if _normal(name) in seen:
+            continue  # another copy, further back on sys.path
+        seen.add(_normal(name))
+        found += [(e, Owner(e.name, name, distribution.version)) for e in entry_points]
+    for entry_point, owner in sorted(
+        found, key=lambda pair: (pair[1].plugin, pair[1].distribution)
+    ):
+        if unwanted & {_normal(owner.plugin), _normal(owner.distribution)}:
             registry.disabled += (owner,)
             continue
         try:
             plugin = entry_point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             registry.failures.append(Failure(owner, f"can't be imported: {_one_line(error)}"))
         else:
             registry.register(plugin, owner)
     return registry
+
+
+def _normal(name: str) -> str:
+    """The form in which names of distributions are compared: ``My_Name`` is ``my-name``."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

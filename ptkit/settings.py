@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
 
-from ptkit.errors import PtkitError
+from ptkit.errors import PtkitError, suggestion
+
+_LOOKED_AT_FOR_A_SUGGESTION = 1000  # entries of a folder
+
+
+def _take_scalars_strictly(node: object) -> None:
+    # ConfigDict(strict=True) would also refuse an array for a tuple and a string for a path
+    if isinstance(node, dict):
+        if node.get("type") in ("int", "float", "bool", "str"):
+            node["strict"] = True
+        for key, value in node.items():
+            if key not in ("default", "expected", "metadata", "serialization"):
+                _take_scalars_strictly(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _take_scalars_strictly(value)
 
 
 class Settings(BaseModel):
-    """A section of a recipe: frozen, and a key that it doesn't know is an error."""
+    """A section of a recipe: frozen, and a key that it doesn't know is an error.
+
+    Numbers, booleans and strings are taken as TOML has them: neither "5" nor true is a whole
+    number. Arrays become tuples, and strings paths or enum members, where the field says so.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema = handler(source)
+        _take_scalars_strictly(schema)
+        return schema
 
 
 class FromCommandLine(str):
-    """A string given by ``--set``: paths in it are relative to the current folder, not to the recipe."""
+    """A string given by ``--set``: as a path it is relative to the current folder."""
 
     __slots__ = ()
 
@@ -44,7 +86,7 @@ class SourcePath:
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What is needed to find the sources of a recipe; handed to pydantic as the validation context."""
+    """What is needed to find a recipe's sources; handed to pydantic as the validation context."""
 
     folder: Path
     resolve: Callable[[str], Path | None]
@@ -53,7 +95,7 @@ class SourceContext:
 def _find(value: object, info: ValidationInfo) -> SourcePath:
     if isinstance(value, SourcePath):
         return value
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("must be a path or the name of a source, as a non-empty string")
     context = info.context
     if not isinstance(context, SourceContext):
@@ -61,18 +103,29 @@ def _find(value: object, info: ValidationInfo) -> SourcePath:
     try:
         found = context.resolve(str(value))
     except PtkitError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError("; ".join(error.lines)) from error
     if found is not None:
+        if not os.path.exists(found):
+            raise ValueError(f"{str(value)!r} stands for {found}, which does not exist")
         return SourcePath(str(value), found, named=True)
     folder = Path.cwd() if isinstance(value, FromCommandLine) else context.folder
-    path = folder / Path(value).expanduser()
-    if not path.exists():
-        raise ValueError(f"no such file or folder (looked for {path.resolve()})")
+    path = folder / os.path.expanduser(value)
+    # os.path, because Path.exists() raises for a name that is too long or a locked folder
+    if not os.path.exists(path):
+        close = suggestion(path.name, _names_in(path.parent))
+        raise ValueError(f"no such file or folder{close}, looked for {os.path.abspath(path)}")
     return SourcePath(str(value), path)
 
 
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [p.name for p in islice(folder.iterdir(), _LOOKED_AT_FOR_A_SUGGESTION)]
+    except OSError:
+        return []
+
+
 def _write(source: SourcePath) -> str:
-    return source.name if source.named else str(source.path.resolve())
+    return source.name if source.named else os.path.abspath(source.path)
 
 
 Source = Annotated[
@@ -80,7 +133,10 @@ Source = Annotated[
     BeforeValidator(_find),
     PlainSerializer(_write, return_type=str),
     WithJsonSchema(
-        {"type": "string", "description": "a path (relative to the recipe) or a name such as nano:train"}
+        {
+            "type": "string",
+            "description": "a path (relative to the recipe) or a name such as nano:train",
+        }
     ),
 ]
 """The type of a setting that names a file or folder; its value is a `SourcePath`."""
@@ -88,4 +144,5 @@ Source = Annotated[
 
 def dump(settings: BaseModel) -> dict[str, Any]:
     """``settings`` as TOML-ready values: sources as absolute paths or names, None left out."""
-    return settings.model_dump(mode="json", exclude_none=True)
+    values: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return values

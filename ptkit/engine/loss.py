@@ -22,9 +22,10 @@ class _TokenLoss(torch.autograd.Function):
             with torch.enable_grad():
                 h = h.detach().requires_grad_(ctx.needs_input_grad[0])
                 loss = F.cross_entropy(lm_head(h).float(), target, reduction="none")
+                total = loss.sum()
             losses.append(loss.detach())
             if ctx.needs_input_grad[0]:
-                gradients.append(torch.autograd.grad(loss.sum(), h)[0])
+                gradients.append(torch.autograd.grad(total, h)[0])
         ctx.save_for_backward(*gradients)
         return torch.cat(losses)
 

@@ -20,14 +20,20 @@ from ptkit.engine.attention import (
     set_prefix,
 )
 from ptkit.engine.states import States
-from ptkit.records import EncodedRow, Geometry, Sampling
+from ptkit.errors import PtkitError
+from ptkit.records import EncodedRow, Geometry, Row, Sampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(device: str) -> str:
-    """``auto`` as a device that is there; anything else unchanged."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """``auto`` as the best device that is there. Raises `PtkitError` for a GPU that isn't."""
+    available = torch.cuda.is_available()
+    if device.startswith("cuda") and not available:
+        raise PtkitError(
+            "device 'cuda': torch sees no CUDA GPU here; use --device cpu, or a torch build with CUDA"
+        )
+    return ("cuda" if available else "cpu") if device == "auto" else device
 
 
 def pick_dtype(dtype: str, device: str) -> str:
@@ -195,8 +201,6 @@ class Model:
     @torch.no_grad()
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """[s, v]: the LM head's logits, in float32, at every token of one row."""
-        from ptkit.records import Row
-
         if self.lm_head is None:
             raise ValueError("this backbone has no LM head, so no logits")
         logits: Tensor = self.lm_head(self.states([EncodedRow(Row(tuple(tokens)), 0)]).hidden)

@@ -59,8 +59,22 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
         return ids
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        proto = self._processor.encode(text, out_type="immutable_proto")
-        return [p.id for p in proto.pieces], [(p.begin, p.end) for p in proto.pieces]
+        """Bytes of one character that became several ids all get that character's span."""
+        ids = self.encode(text)
+        character_of_byte = [i for i, char in enumerate(text) for _ in char.encode()]
+        character_of_byte.append(len(text))
+        spans, place = [], -1  # the dummy blank in front of the text is at byte -1
+        for i in ids:
+            size = 1 if self._processor.is_byte(i) else len(self._surface(i))
+            start, stop = max(place, 0), max(place + size, 0)
+            last = character_of_byte[stop - 1] + 1 if stop > start else character_of_byte[start]
+            spans.append((character_of_byte[start], last))
+            place += size
+        return ids, spans
+
+    def _surface(self, i: int) -> bytes:
+        piece: str = self._processor.id_to_piece(i)
+        return piece.replace("\u2581", " ").encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._processor.decode([i for i in ids if 0 <= i < self.pieces_count])

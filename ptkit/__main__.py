@@ -1,0 +1,7 @@
+"""``python -m ptkit``."""
+
+import sys
+
+from ptkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,130 @@
+"""``ptkit plugins``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ptkit.registry import Owner, Registry
+
+
+@click.command(name="plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(as_json: bool) -> None:  # noqa: FBT001
+    """List the installed plugins and what they add.
+
+    Also what failed and why, what PTKIT_DISABLE_PLUGINS disables, and names that two plugins share.
+    """
+    from ptkit.registry import load_plugins
+
+    report = describe(load_plugins())
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        return
+    rows = [
+        (
+            str(plugin["distribution"]),
+            str(plugin["version"]),
+            str(plugin["plugin"]),
+            _adds(plugin),
+        )
+        for plugin in report["plugins"]
+    ]
+    if rows:
+        _show_table(("distribution", "version", "plugin", "adds"), rows)
+    else:
+        click.echo("no plugin is installed; install ptkit[all] for those of ptkit")
+    for problem in report["problems"]:
+        click.echo(f"problem: {problem}")
+
+
+def describe(registry: Registry) -> dict[str, Any]:
+    """What is installed, as JSON values.
+
+    ``plugins``: one entry a plugin with distribution, version, plugin, status ("ok", "failed",
+    "disabled"), ``adds`` (section to kinds; "hooks": what else it implements) and its own problems.
+    ``collisions``: kinds that several plugins give, so that none can be used.
+    ``problems``: the lines of all of them.
+    """
+    from ptkit import __version__
+    from ptkit.registry import collision
+
+    def named(owner: Owner) -> dict[str, str]:
+        return {
+            "distribution": owner.distribution,
+            "version": owner.version,
+            "plugin": owner.plugin,
+        }
+
+    failed = {failure.owner for failure in registry.failures}
+    loaded = set(registry.owners.values())
+    plugins = []
+    for owner in sorted(
+        failed | loaded | set(registry.disabled), key=lambda o: (o.distribution, o.plugin)
+    ):
+        status = "failed" if owner in failed else "disabled" if owner in registry.disabled else "ok"
+        reasons = [failure.reason for failure in registry.failures if failure.owner == owner]
+        adds = _added(registry, owner) if owner in loaded else {}
+        plugins.append({**named(owner), "status": status, "adds": adds, "problems": reasons})
+    collisions = [
+        {"section": section, "kind": kind, "owners": [named(owner) for owner in owners]}
+        for (section, kind), owners in sorted(registry.collisions.items())
+    ]
+    return {
+        "ptkit": __version__,
+        "plugins": plugins,
+        "collisions": collisions,
+        "problems": [str(failure) for failure in registry.failures]
+        + [
+            f"{section}.kind {collision(kind, owners)}"
+            for (section, kind), owners in sorted(registry.collisions.items())
+        ],
+    }
+
+
+def _added(registry: Registry, owner: Owner) -> dict[str, list[str]]:
+    from ptkit.components import SECTIONS
+
+    adds = {}
+    for section in SECTIONS:
+        known = registry.components[section.key]
+        kinds = sorted(kind for kind, registered in known.items() if registered.owner == owner)
+        if kinds:
+            adds[section.key] = kinds
+    plugin = registry.manager.get_plugin(owner.plugin)
+    callers = registry.manager.get_hookcallers(plugin) or []
+    registration = {section.hook for section in SECTIONS}
+    hooks = sorted(caller.name for caller in callers if caller.name not in registration)
+    return {**adds, "hooks": hooks} if hooks else adds
+
+
+def _adds(plugin: dict[str, Any]) -> str:
+    added = "; ".join(f"{section}: {', '.join(names)}" for section, names in plugin["adds"].items())
+    if plugin["status"] == "ok":
+        return added or "nothing"
+    return f"{plugin['status']}; {added}" if added else str(plugin["status"])
+
+
+def _show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for title in header:
+            table.add_column(title)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        click.echo(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

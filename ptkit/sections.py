@@ -1,0 +1,126 @@
+"""The sections of a recipe that no plugin gives: ``[prefix]`` and ``[train]``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ptkit.problems import ONE_OF_MISSING
+from ptkit.settings import Settings
+
+PUBLISHED_PREFIX_LENGTH = 128
+
+
+class PrefixSettings(Settings):
+    """The trainable prefix, P-Tuning v2: keys and values in front of every layer's own."""
+
+    length: int | None = Field(None, ge=1)
+    """Virtual tokens a layer, P; 128 as published, or the length of the text for init = "text"."""
+    init: Literal["normal", "zero", "text"] = "normal"
+    """What the prefix starts from: random numbers, zeros, or the keys and values of a prompt."""
+    init_std: float = Field(1.0, gt=0)
+    """Standard deviation of the random numbers."""
+    init_text: str | None = Field(None, min_length=1)
+    """The prompt for init = "text"; the frozen model computes its keys and values."""
+    projection: bool = False
+    """Whether a two-layer MLP makes the keys and values from an embedding, as in prefix tuning."""
+    projection_hidden_size: int | None = Field(None, ge=1)
+    """Width of that MLP; the backbone's hidden size if not given."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the prefix that is dropped in training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_length(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "length" not in data and data.get("init") != "text":
+            return {**data, "length": PUBLISHED_PREFIX_LENGTH}
+        return data
+
+    @field_validator("init_text")
+    @classmethod
+    def _check_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "init" in info.data and (info.data["init"] == "text") != (value is not None):
+            if value is None:
+                raise PydanticCustomError(
+                    ONE_OF_MISSING,
+                    'is missing; init = "text" takes the keys and values of this prompt',
+                    {"keys": ["init_text"]},
+                )
+            raise ValueError('is given, but init is not "text"; set init = "text" or remove it')
+        return value
+
+    @field_validator("projection")
+    @classmethod
+    def _check_projection(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
+        if value and info.data.get("init") == "text":
+            raise ValueError(
+                'can\'t be used with init = "text", which sets the values themselves; choose one'
+            )
+        return value
+
+
+class TrainSettings(Settings):
+    """Training: how long, how fast, and how often something is measured and saved."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps; give this or epochs."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training records; give this or max_steps."""
+    batch_size: int = Field(16, ge=1)
+    """Records an optimiser step; memory use is set by tokens_per_micro_batch."""
+    learning_rate: float = Field(2e-2, gt=0)
+    """The highest learning rate of the schedule."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimiser steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """AdamW's averages of gradients and of their squares."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0: never."""
+    loss_average: Literal["token", "row"] = "token"
+    """What counts the same in a step: every token, or every row as in the published code."""
+    tokens_per_micro_batch: int = Field(4096, ge=1)
+    """Tokens that go through the model at once; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again instead of kept: less memory, slower."""
+    eval_every: int | None = Field(None, ge=1)
+    """Optimiser steps between validation losses; a tenth of the run if not given."""
+    save_every: int | None = Field(None, ge=1)
+    """Optimiser steps between checkpoints; eval_every if not given."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints that are kept besides the best one."""
+    log_every: int = Field(10, ge=1)
+    """Optimiser steps between lines of the log."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Everything random in a run follows from it."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _check_duration(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if "max_steps" not in info.data:
+            return value
+        if value is None and info.data["max_steps"] is None:
+            raise PydanticCustomError(
+                ONE_OF_MISSING,
+                "max_steps or epochs is missing; give one",
+                {"keys": ["max_steps", "epochs"]},
+            )
+        if value is not None and info.data["max_steps"] is not None:
+            raise ValueError("is given together with max_steps; remove one of them")
+        return value
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _check_warmup(cls, value: int, info: ValidationInfo) -> int:
+        max_steps = info.data.get("max_steps")
+        if max_steps is not None and value >= max_steps:
+            raise ValueError(f"must be less than max_steps ({max_steps}), got {value}")
+        return value
