@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ptkit.engine.adapter import Adapter, load_adapter
     from ptkit.engine.loss import token_loss
     from ptkit.engine.model import Model
-    from ptkit.engine.session import load, run
+    from ptkit.engine.session import RunResult, run
     from ptkit.engine.states import States
+    from ptkit.engine.tuned import Tuned, load
     from ptkit.errors import CheckpointError, DataError, PluginError, PtkitError, RecipeError
     from ptkit.hookspecs import hookimpl
     from ptkit.reading import read_json_rows
@@ -59,8 +60,9 @@ _HOMES = {
     "ptkit.engine.adapter": "Adapter load_adapter",
     "ptkit.engine.loss": "token_loss",
     "ptkit.engine.model": "Model",
-    "ptkit.engine.session": "load run",
+    "ptkit.engine.session": "RunResult run",
     "ptkit.engine.states": "States",
+    "ptkit.engine.tuned": "Tuned load",
     "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError",
     "ptkit.hookspecs": "hookimpl",
     "ptkit.reading": "read_json_rows",
@@ -101,6 +103,7 @@ __all__ = [
     "Row",
     "RowMetric",
     "RunInfo",
+    "RunResult",
     "Sampling",
     "Settings",
     "Source",
@@ -110,6 +113,7 @@ __all__ = [
     "Tokenizer",
     "Tracker",
     "Transform",
+    "Tuned",
     "hookimpl",
     "load",
     "load_adapter",

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PtkitError as error:
         for line in error.lines:
             click.echo(line, err=True)
-        return 2
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

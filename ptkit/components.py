@@ -32,6 +32,7 @@ from ptkit.settings import Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from ptkit.engine.model import Model
     from ptkit.engine.states import States
@@ -157,7 +158,7 @@ class LoadedBackbone:
     ``lm_head``: hidden states to logits, or None for models without one.
     """
 
-    body: nn.Module
+    body: PreTrainedModel
     attentions: list[nn.Module]
     lm_head: nn.Module | None = None
 

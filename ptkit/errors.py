@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class PtkitError(Exception):
     """Input that can't be used. ``lines`` holds a line a problem: where, what, got, what to do."""
 
+    exit_code: int = 2
+
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
         self.lines: tuple[str, ...] = lines
@@ -46,7 +48,10 @@ class DataError(PtkitError):
 def closest(got: str, known: Iterable[str]) -> str | None:
     """The one of ``known`` that ``got`` was probably meant to be; case doesn't matter."""
     by_folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(got.casefold(), list(by_folded), n=1, cutoff=0.6)
+    folded = got.casefold()
+    # letters in another order: in short words difflib finds that far off ("tyni")
+    swapped = [name for name in by_folded if sorted(name) == sorted(folded)]
+    close = swapped or difflib.get_close_matches(folded, list(by_folded), n=1, cutoff=0.6)
     return by_folded[close[0]] if close else None
 
 

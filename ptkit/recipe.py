@@ -225,7 +225,8 @@ class _Check:
             return
 
         def position(problem: Problem) -> int:
-            return order.index(problem.keys[0]) if problem.keys[0] in order else len(order)
+            top = problem.keys[0]
+            return order.index(top) if top in order else -1 if top == "ptkit" else len(order)
 
         lines = []
         for problem in sorted(self.problems, key=position):
@@ -357,7 +358,8 @@ class _Check:
             self._add(
                 (*task.where, "kind"),
                 f"{head.name!r} takes {head.accepts.__name__}, but dataset.kind "
-                f"{data_format.name!r} gives {data_format.record.__name__}; heads that fit: {fitting}",
+                f"{data_format.name!r} gives {data_format.record.__name__}; "
+                f"heads that fit: {fitting}",
             )
         for number, part in enumerate(parts["metrics"]):
             metric = part.component(Metric)

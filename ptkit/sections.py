@@ -93,12 +93,12 @@ class TrainSettings(Settings):
     """Whether activations are computed again instead of kept: less memory, slower."""
     eval_every: int | None = Field(None, ge=1)
     """Optimiser steps between validation losses; a tenth of the run if not given."""
+    patience: int | None = Field(None, ge=1)
+    """Validation losses in a row without a new best after which training ends; not given: never."""
     save_every: int | None = Field(None, ge=1)
     """Optimiser steps between checkpoints; eval_every if not given."""
     keep: int = Field(2, ge=1)
     """Checkpoints that are kept besides the best one."""
-    log_every: int = Field(10, ge=1)
-    """Optimiser steps between lines of the log."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Everything random in a run follows from it."""
 

@@ -113,7 +113,9 @@ def _find(value: object, info: ValidationInfo) -> SourcePath:
     # os.path, because Path.exists() raises for a name that is too long or a locked folder
     if not os.path.exists(path):
         close = suggestion(path.name, _names_in(path.parent))
-        raise ValueError(f"no such file or folder{close}, looked for {os.path.abspath(path)}")
+        raise ValueError(
+            f"no such file, folder or named source{close}; looked for {os.path.abspath(path)}"
+        )
     return SourcePath(str(value), path)
 
 

@@ -278,7 +278,7 @@ def transform(folder: Path, text: str) -> str:
     return line(folder, f'{GOOD}[[transforms]]\nkind = "everything"\n{text}\n')
 
 
-# ------------------------------------------------------------------------------------------ good ones
+# ------------------------------------------------------------------------------ good ones
 
 
 def test_a_recipe_becomes_settings_and_classes(folder: Path) -> None:
@@ -367,6 +367,19 @@ def test_from_dict_takes_the_same_data(folder: Path) -> None:
         Recipe.from_dict(3, folder=folder, name="mine", registry=REGISTRY)  # type: ignore[arg-type]
 
 
+def test_keys_that_toml_could_not_have(folder: Path) -> None:
+    data: Any = {**load(folder, GOOD).resolved(), "prefix": {3: 1}, 4: 1}
+    data["train"] = {"max_steps": 1, "seed": 9**9999}
+    with pytest.raises(ptkit.RecipeError) as caught:
+        Recipe.from_dict(data, folder=folder, name="r", registry=REGISTRY)
+    assert sorted(caught.value.lines) == [
+        "r: 4: unknown key; known: ptkit, backbone, prefix, dataset, transforms, task, metrics, "
+        "train, trackers",
+        "r: prefix.3: keys must be strings",
+        "r: train.seed: must be less than 4294967296, got a value of type int",
+    ]
+
+
 def test_prefix_length_is_as_published_or_follows_the_text() -> None:
     assert PrefixSettings().length == 128
     assert PrefixSettings(init="text", init_text="广告").length is None
@@ -380,7 +393,7 @@ def test_prefix_and_most_of_train_are_optional(folder: Path) -> None:
     assert recipe.train.epochs == 2.0
 
 
-# ------------------------------------------------------------------------------------------ all at once
+# ------------------------------------------------------------------------------ all at once
 
 
 def test_five_mistakes_give_five_lines(folder: Path) -> None:
@@ -405,8 +418,8 @@ learnig_rate = 0.1
     assert lines(folder, text) == [
         "recipe.toml: backbone.kind: unknown kind 'tyni' (did you mean 'tiny'?); installed: tiny",
         "recipe.toml: prefix.length: must be at least 1, got 0",
-        "recipe.toml: dataset.train: no such file or folder (did you mean 'train.json'?), "
-        f"looked for {folder / 'tran.json'}",
+        "recipe.toml: dataset.train: no such file, folder or named source "
+        f"(did you mean 'train.json'?); looked for {folder / 'tran.json'}",
         "recipe.toml: task.max_target_tokens: must be a whole number, got 'many'",
         "recipe.toml: train.learnig_rate: unknown key (did you mean 'learning_rate'?)",
     ]
@@ -415,16 +428,16 @@ learnig_rate = 0.1
 def test_lines_come_in_the_order_of_the_file(folder: Path) -> None:
     text = "[train]\nseed = -1\nmax_steps = 1\n[prefix]\nlength = 0\n"
     assert [found.split(":")[1] for found in lines(folder, text)] == [
+        " ptkit",
         " train.seed",
         " prefix.length",
-        " ptkit",
         " backbone",
         " dataset",
         " task",
     ]
 
 
-# ------------------------------------------------------------------------------------------ the file
+# ------------------------------------------------------------------------------ the file
 
 
 def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +483,7 @@ def test_toml_errors_name_the_line(folder: Path, text: str, expected: str) -> No
     assert found.startswith(expected)
 
 
-# ------------------------------------------------------------------------------------------ sections
+# ------------------------------------------------------------------------------ sections
 
 
 @pytest.mark.parametrize(
@@ -584,7 +597,7 @@ def test_with_no_plugin_at_all(folder: Path) -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------ settings
 
 
 @pytest.mark.parametrize(
@@ -697,9 +710,9 @@ def test_a_missing_key(folder: Path) -> None:
 def test_paths_that_the_file_system_refuses(folder: Path) -> None:
     for name in ("x" * 300, "train.json/x", "~nobody-of-this-name/x"):
         found = line(folder, GOOD.replace("train.json", name))
-        assert found == (f"dataset.train: no such file or folder, looked for {folder / name}"), (
-            found
-        )
+        assert found == (
+            f"dataset.train: no such file, folder or named source; looked for {folder / name}"
+        ), found
 
 
 @pytest.mark.parametrize(
@@ -791,7 +804,7 @@ def test_a_plugin_may_raise_our_errors(folder: Path) -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------ what fits
+# ------------------------------------------------------------------------------ what fits
 
 
 def test_records_must_suit_the_head(folder: Path) -> None:
@@ -820,7 +833,7 @@ def test_a_metric_may_come_twice_but_not_the_same(folder: Path) -> None:
     assert line(folder, same) == "metrics.1: repeats metrics.0; remove one of them"
 
 
-# ------------------------------------------------------------------------------------------ --set
+# ------------------------------------------------------------------------------ --set
 
 
 def test_overrides_change_settings(folder: Path) -> None:
@@ -855,7 +868,7 @@ def test_paths_of_overrides_are_relative_to_the_current_folder(
     whole = load(folder, GOOD, 'dataset={kind = "lines", train = "other.json"}')
     assert dump(whole.dataset.settings)["train"] == str(here / "other.json")
     assert line(folder, GOOD.replace("train.json", "other.json")).startswith(
-        "dataset.train: no such file or folder"
+        "dataset.train: no such file, folder or named source"
     )
 
 
@@ -918,7 +931,7 @@ def test_all_bad_overrides_at_once(folder: Path) -> None:
     assert len(lines(folder, GOOD, "a", "train.seed=1", "b=x")) == 2
 
 
-# ------------------------------------------------------------------------------------------ schema
+# ------------------------------------------------------------------------------ schema
 
 
 def test_schema_accepts_what_loads_and_refuses_a_typo(folder: Path) -> None:
@@ -1001,7 +1014,7 @@ def test_schema_without_plugins_and_with_odd_settings(folder: Path) -> None:
     assert not validator.is_valid(bad)
 
 
-# ------------------------------------------------------------------------------------------ anything
+# ------------------------------------------------------------------------------ anything
 
 _KEYS = st.sampled_from(
     [
@@ -1030,12 +1043,15 @@ _FAST = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exa
 
 
 def only_recipe_errors(data: dict[str, Any]) -> None:
+    found: tuple[str, ...] = ()
+    recipe = None
     try:
         recipe = Recipe.from_dict(data, folder=Path(), name="r", registry=REGISTRY)
     except ptkit.RecipeError as error:
-        assert error.lines
-        assert all(text.startswith("r: ") and len(text.splitlines()) == 1 for text in error.lines)
-    else:
+        found = error.lines
+    assert (recipe is None) == bool(found)
+    assert all(text.startswith("r: ") and len(text.splitlines()) == 1 for text in found)
+    if recipe is not None:
         again = Recipe.from_dict(recipe.resolved(), folder=Path(), name="r", registry=REGISTRY)
         assert again.resolved() == recipe.resolved()
 

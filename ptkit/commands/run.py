@@ -28,7 +28,16 @@ import click
     metavar="KEY=VALUE",
     help="Change a setting, such as --set train.max_steps=50; the value is written as in TOML.",
 )
-def command(recipe: Path, out: Path | None, device: str, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint."
+)
+def command(
+    recipe: Path,
+    out: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+    resume: bool,  # noqa: FBT001 - click passes options by name
+) -> None:
     """Train and score the adapter of a recipe.
 
     The results go to a new folder: the adapter, scores before and after, predictions, the loss
@@ -46,6 +55,6 @@ def command(recipe: Path, out: Path | None, device: str, overrides: tuple[str, .
 
     reporter = ConsoleReporter(Console())
     try:
-        session.run(loaded, out=out, device=device, reporter=reporter)
+        session.run(loaded, out=out, device=device, resume=resume, reporter=reporter)
     finally:
         reporter.close()

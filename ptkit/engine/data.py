@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -87,11 +86,12 @@ class Part:
     records: list[Record]
     skipped: list[BadRow] = field(default_factory=list)
     rows: RowStore = field(default_factory=RowStore)
+    sha256: str = ""
 
 
 def read_part(form: DatasetFormat, name: str, source: SourcePath, limit: int | None) -> Part:
     """The records of one file. Raises `DataError` with up to 20 bad rows at once."""
-    part = Part(name, source, [])
+    part = Part(name, source, [], sha256=sha256(source))
     for item in form.read(source.path, source.name):
         if not isinstance(item, BadRow):
             part.records.append(item)
@@ -154,8 +154,11 @@ def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str,
             train.source,
             [r for i, r in enumerate(train.records) if i not in chosen],
             train.skipped,
+            sha256=train.sha256,
         ),
-        "validation": Part("validation", train.source, list(islice(validation, limit))),
+        "validation": Part(
+            "validation", train.source, list(islice(validation, limit)), sha256=train.sha256
+        ),
     }
 
 
@@ -182,7 +185,10 @@ def encode_part(
             progress(done, len(part.records))
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(source: SourcePath) -> str:
+    """The hash of a file's bytes. Raises `DataError` if it can't be read."""
+    try:
+        with source.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{source.name}: can't be read: {error.strerror}") from None

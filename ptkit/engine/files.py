@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name, fsynced, renamed."""
+"""Files that are either whole or not there: written under a temporary name, fsynced, renamed.
+
+A name that ends in ``.partial`` is never read; the next writer of the same path clears it away.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptkit.errors import PtkitError
+
 PARTIAL = ".partial"
+
+
+class WriteError(PtkitError):
+    """Something that could not be written; what was there before is unharmed."""
 
 
 def _sync(path: Path) -> None:
@@ -24,38 +34,63 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WriteError(f"{path}: can't be written: {reason}") from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write; renamed to ``path`` if the block ends without an error."""
+    """A temporary path to write; renamed to ``path`` if the block ends without an error.
+
+    Raises `WriteError` for a full disk, a read-only folder and the like.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _explained(path):
+        try:
+            yield partial
+            _sync(partial)
+            _rename(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it replaces ``path`` if the block ends without an error."""
+    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error."""
     partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-        _sync(path.parent)
-    except BaseException:
+    with _explained(path):
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            _sync(partial)
+            remove_folder(path)
+            _rename(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, under a temporary name first: half of it is never taken for the whole."""
+    if path.exists():
+        doomed = path.with_name(f"{path.name}.old{PARTIAL}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        _rename(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -118,7 +118,7 @@ def pick(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -
     """The next token [b] for logits [b, v]: the best one, or one drawn with each row's own generator."""
     if not sampling.temperature:
         return logits.argmax(-1)
-    scores, order = (logits / sampling.temperature).sort(-1, descending=True, stable=True)
+    scores, order = (logits / sampling.temperature).sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         scores[:, sampling.top_k :] = float("-inf")
     probabilities = scores.softmax(-1)
@@ -127,4 +127,5 @@ def pick(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -
     reached = probabilities.cumsum(-1)
     drawn = torch.stack([torch.rand(1, generator=g) for g in draws]).to(logits.device)  # [b, 1]
     place = (reached <= drawn * reached[:, -1:]).sum(-1).clamp_max(logits.shape[-1] - 1)
-    return order.gather(-1, place[:, None])[:, 0]
+    chosen: Tensor = order.gather(-1, place[:, None])[:, 0]
+    return chosen

@@ -125,7 +125,7 @@ class Model:
                 use_cache=True,
                 ptkit_layout=PackedRows((len(tokens),), (NO_PREFIX,), causal=self.geometry.causal),
             )
-        return [(layer.keys.float(), layer.values.float()) for layer in cache.layers]
+        return [(layer.keys.float(), layer.values.float()) for layer in cache.layers]  # type: ignore[union-attr]
 
     # ---------------------------------------------------------------------------------- forward
 
@@ -133,7 +133,9 @@ class Model:
         """Recompute a layer's activations in the backward pass instead of keeping them."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        body = self.body  # transformers renamed the method and warns about the old name
+        new = getattr(body, "activation_checkpointing_enable", None)
+        (new or body.gradient_checkpointing_enable)({"use_reentrant": False})
         if hasattr(self.body, "disable_input_require_grads"):
             self.body.disable_input_require_grads()
         for module in self.body.modules():
@@ -145,7 +147,9 @@ class Model:
     ) -> States:
         """The hidden states of ``rows``. ``prefix_of_row`` picks one of several prefixes a row, −1 none."""
         tokens = [row.tokens for row in rows]
-        types = [row.row.token_types for row in rows] if any(r.row.token_types for r in rows) else None
+        types = None
+        if any(row.row.token_types for row in rows):
+            types = [row.row.token_types or (0,) * len(row.tokens) for row in rows]
         chosen = self._prefix_of_rows(len(rows), prefix_of_row)
         lengths = [len(row) for row in tokens]
         forward = self._packed if self.layout == "packed" else self._padded

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from ptkit.engine.files import whole_file
-
-
-def read_events(path: Path) -> list[dict[str, float]]:
-    """The events of a run, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def smoothed(values: list[float], weight: float = 0.9) -> list[float]:
@@ -22,7 +17,7 @@ def smoothed(values: list[float], weight: float = 0.9) -> list[float]:
     return result
 
 
-def plot_losses(events: list[dict[str, float]], path: Path, title: str) -> None:
+def plot_losses(events: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the loss curves of a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

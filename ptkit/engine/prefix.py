@@ -50,7 +50,9 @@ class PrefixEncoder(nn.Module):
         """N(0, std) from ``seed`` for the embedding; torch's default for the linears; std 0: zeros."""
         generator = torch.Generator().manual_seed(seed)
         self.embedding.weight.normal_(0, 1, generator=generator).mul_(std)
-        for linear in () if self.trans is None else (self.trans[0], self.trans[2]):
+        for linear in self.modules():
+            if not isinstance(linear, nn.Linear):
+                continue
             bound = linear.in_features**-0.5  # as nn.Linear.reset_parameters
             linear.weight.uniform_(-bound, bound, generator=generator)
             linear.bias.uniform_(-bound, bound, generator=generator)

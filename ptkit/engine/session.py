@@ -1,4 +1,4 @@
-"""From a recipe to a finished run folder, and from a folder back to a model that can be used."""
+"""From a recipe to a finished run folder; every stage can be repeated, so a run can be resumed at any of them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,42 @@ from torch import nn
 
 import ptkit
 from ptkit.components import Backbone, Component, DatasetFormat, Metric, TaskHead, Tracker, Transform
-from ptkit.engine.adapter import Adapter, describe_backbone, load_adapter, save_adapter
+from ptkit.engine.adapter import describe_backbone, save_adapter
 from ptkit.engine.batching import Order
-from ptkit.engine.checkpoint import folder_of, load_trainable, save_checkpoint
-from ptkit.engine.data import Part, encode_part, read_parts, sha256
+from ptkit.engine.checkpoint import (
+    folder_of,
+    load_optimizer,
+    load_trainable,
+    newest_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
+from ptkit.engine.data import Part, encode_part, read_parts
 from ptkit.engine.environment import describe
 from ptkit.engine.evaluate import best_constant, evaluate_loss, pairs_of, predict, score
 from ptkit.engine.files import whole_file, write_json, write_text
 from ptkit.engine.model import Model, pick_device, pick_dtype
-from ptkit.engine.plot import plot_losses, read_events
+from ptkit.engine.plot import plot_losses
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.reporter import Reporter
-from ptkit.engine.tracking import Tracking
-from ptkit.engine.train import Hooks, Progress, Trainable, make_optimizer, train
-from ptkit.engine.tuned import Tuned
-from ptkit.errors import CheckpointError, PtkitError
+from ptkit.engine.resume import check_same_run, check_unused
+from ptkit.engine.stopping import Interrupted, StopSignals
+from ptkit.engine.tracking import Tracking, read_events
+from ptkit.engine.train import (
+    NotFinite,
+    Progress,
+    Trainable,
+    Training,
+    Watcher,
+    make_optimizer,
+    train,
+)
+from ptkit.errors import PtkitError
 from ptkit.recipe import Recipe
 from ptkit.records import HeadInfo, RunInfo
-from ptkit.registry import Registry, load_plugins
-from ptkit.settings import SourcePath
 
-DEFAULT_PREFIX_LENGTH = 128  # as published for ADGEN
+CHECKPOINTS = "checkpoints"
+EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,11 @@ class RunResult:
 
 
 @dataclass
-class _Objects:
-    """The components of a recipe, made."""
+class Prepared:
+    """The components of a recipe, made, and its data, read and encoded; no weights."""
 
+    recipe: Recipe
     backbone: Backbone
-    form: DatasetFormat
-    transforms: list[Transform]
     head: TaskHead
     metrics: list[Metric]
     trackers: list[Tracker]
@@ -67,70 +81,58 @@ class _Objects:
         return self.parts.get("test") or self.parts.get("validation")
 
 
-def _of(component: Component, base: type[Any]) -> Any:
+def _made(component: Component, base: type[Any]) -> Any:
     assert isinstance(component, base)
     return component
 
 
-def prepare(recipe: Recipe, reporter: Reporter) -> _Objects:
-    """Make the components and read and encode the data; no weights are loaded."""
-    form = _of(recipe.dataset.create(), DatasetFormat)
-    metrics = [_of(choice.create(), Metric) for choice in recipe.metrics]
+def prepare(recipe: Recipe, reporter: Reporter) -> Prepared:
+    """Make the components, read the data and encode it. Raises `PtkitError` for what doesn't fit."""
+    form: DatasetFormat = _made(recipe.dataset.create(), DatasetFormat)
+    metrics = [_made(choice.create(), Metric) for choice in recipe.metrics]
     named = {metric.name for metric in metrics}
     metrics += [c(c.Settings()) for c in form.controls if c.name not in named]
-    objects = _Objects(
-        backbone=_of(recipe.backbone.create(), Backbone),
-        form=form,
-        transforms=[_of(choice.create(), Transform) for choice in recipe.transforms],
-        head=_of(recipe.task.create(), TaskHead),
-        metrics=metrics,
-        trackers=[_of(choice.create(), Tracker) for choice in recipe.trackers],
-    )
-    geometry, tokenizer = objects.backbone.geometry, objects.backbone.tokenizer
-    objects.parts = read_parts(form, objects.transforms, seed=recipe.train.seed)
-    labels = objects.head.collect_labels(objects.parts["train"].records)
+    transforms = [_made(choice.create(), Transform) for choice in recipe.transforms]
+    backbone: Backbone = _made(recipe.backbone.create(), Backbone)
+    head: TaskHead = _made(recipe.task.create(), TaskHead)
+    geometry, tokenizer = backbone.geometry, backbone.tokenizer
+    parts = read_parts(form, transforms, seed=recipe.train.seed)
+    labels = head.collect_labels(parts["train"].records)
     if labels:
-        objects.head = _of(recipe.task.create(labels=labels), TaskHead)
-    for part in objects.parts.values():
+        head = _made(recipe.task.create(labels=labels), TaskHead)
+    for part in parts.values():
         what = f"encoding {part.name}"
-        encode_part(
-            part,
-            objects.head,
-            tokenizer,
-            geometry.max_positions,
-            lambda done, total, what=what: reporter.progress(what, done, total, {}),  # type: ignore[misc]
-        )
+
+        def show(done: int, total: int, what: str = what) -> None:
+            reporter.progress(what, done, total, {})
+
+        encode_part(part, head, tokenizer, geometry.max_positions, show)
         cut = sum(1 for row in part.rows if row.row.cut)
-        reporter.stage(
-            f"{part.name}: {len(part.records):,} rows of {part.source.name}"
-            + (f", {cut:,} of them cut to the length limit" if cut else "")
-        )
+        note = f", {cut:,} of them cut to the length limit" if cut else ""
+        reporter.stage(f"{part.name}: {len(part.records):,} rows of {part.source.name}{note}")
         if part.skipped:
-            reporter.warning(
-                f"{len(part.skipped):,} bad rows of {part.source.name} were skipped "
-                "(listed in skipped.txt)"
-            )
-    return objects
+            reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
+    trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
+    return Prepared(recipe, backbone, head, metrics, trackers, parts)
 
 
 def build_prefix(recipe: Recipe, backbone: Backbone, model: Model) -> PrefixEncoder:
     """The prefix encoder of a recipe, initialised as it says, on the model's device."""
     settings, geometry = recipe.prefix, backbone.geometry
     tokens: list[int] = []
-    if settings.init == "text":
-        tokens = backbone.tokenizer.encode(settings.init_text or "")
+    if settings.init_text is not None:
+        tokens = backbone.tokenizer.encode(settings.init_text)
         if not tokens:
-            raise PtkitError("prefix.init_text: has no tokens")
-    length = settings.length or len(tokens) or DEFAULT_PREFIX_LENGTH
+            raise PtkitError(f"prefix.init_text: {settings.init_text!r} has no tokens; write a prompt")
+    length = settings.length or len(tokens)
     hidden = None
     if settings.projection:
         hidden = settings.projection_hidden_size or geometry.hidden_size
     prefix = PrefixEncoder(
         geometry, length, projection_hidden_size=hidden, dropout=settings.dropout
     )
-    prefix.initialize(
-        std=0.0 if settings.init == "zero" else settings.init_std, seed=recipe.train.seed
-    )
+    std = 0.0 if settings.init == "zero" else settings.init_std
+    prefix.initialize(std=std, seed=recipe.train.seed)
     if tokens:  # a shorter text is repeated, a longer one cut
         repeated = (tokens * (length // len(tokens) + 1))[:length]
         prefix.initialize_from(model.keys_and_values(repeated))
@@ -149,30 +151,19 @@ def load_model(backbone: Backbone, device: str) -> Model:
     )
 
 
-def _build_head(head: TaskHead, backbone: Backbone, model: Model, seed: int) -> nn.Module | None:
-    geometry = backbone.geometry
-    module = head.build(
-        HeadInfo(geometry.hidden_size, geometry.vocab_size, geometry.causal, seed)
-    )
+def build_head(head: TaskHead, backbone: Backbone, model: Model, seed: int) -> nn.Module | None:
+    """The head's trainable module, if it has one, on the model's device."""
+    shape = backbone.geometry
+    module = head.build(HeadInfo(shape.hidden_size, shape.vocab_size, shape.causal, seed))
     return None if module is None else module.to(model.device)
 
 
-def _run_folder(recipe: Recipe, out: str | Path | None) -> Path:
-    if out is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        return Path("runs") / f"{recipe.name}-{stamp}"
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PtkitError(f"{folder}: exists and is not empty; choose another folder with --out")
-    return folder
-
-
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """A resolved recipe without absolute paths: of a path, the name is kept."""
     if isinstance(value, Mapping):
-        return {key: _portable(entry) for key, entry in value.items()}
+        return {key: portable(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_portable(entry) for entry in value]
+        return [portable(entry) for entry in value]
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value
@@ -183,273 +174,318 @@ def run(
     *,
     out: str | Path | None = None,
     device: str = "auto",
+    resume: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Train the adapter that a recipe describes, and show what it is worth.
 
-    ``out``: the run folder, by default ``runs/<recipe>-<time>``; ``device``: "auto", "cpu", "cuda".
+    ``out``: the run folder, by default ``runs/<recipe>-<time>``; ``device``: "auto", "cpu", "cuda";
+    ``resume``: go on in ``out`` from its newest checkpoint, with exactly the result of a run that was
+    never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one stops at once.
+
     Raises `PtkitError` for anything that the user can mend.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
-    reporter = reporter or Reporter()
-    folder = _run_folder(recipe, out)
+    if resume and out is None:
+        raise PtkitError("--resume needs --out with the folder of the run to go on with")
+    folder = Path(out) if out is not None else _default_folder(recipe)
+    check_unused(folder, resume=resume)
     info = RunInfo(str(folder), recipe.resolved())
-    hooks = recipe.registry.manager.hook
     try:
-        return _run(recipe, folder, device, reporter)
+        with StopSignals() as signals:
+            return _Run(recipe, folder, device, signals, reporter or Reporter(), resume).run()
     except BaseException as error:
-        hooks.ptkit_on_run_error(run=info, error=error)
+        recipe.registry.manager.hook.ptkit_on_run_error(run=info, error=error)
         raise
 
 
-def _run(recipe: Recipe, folder: Path, device: str, reporter: Reporter) -> RunResult:
-    settings = recipe.train
-    device = pick_device(device)
-    objects = prepare(recipe, reporter)
-    backbone, head = objects.backbone, objects.head
-    model = load_model(backbone, device)
-    reporter.stage(
-        f"backbone: {backbone.name} {backbone.settings.source.name}, "
-        f"{backbone.geometry.parameters:,} frozen parameters, "
-        f"{str(model.dtype).removeprefix('torch.')} on {device}"
-    )
-    module = _build_head(head, backbone, model, settings.seed)
-    trainable = Trainable(build_prefix(recipe, backbone, model), module)
-    share = trainable.count() / (trainable.count() + backbone.geometry.parameters)
-    reporter.stage(f"trainable: {trainable.count():,} parameters ({share:.4%})")
+def _default_folder(recipe: Recipe) -> Path:
+    return Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
 
-    environment = describe(recipe.registry, device)
-    environment["data"] = {
-        part.name: {
-            "source": part.source.name,
-            "sha256": sha256(part.source.path),
-            "rows": len(part.records),
-            "skipped": len(part.skipped),
+
+class _Run(Watcher):
+    """One run, stage by stage."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: str,
+        signals: StopSignals,
+        reporter: Reporter,
+        resume: bool,  # noqa: FBT001
+    ) -> None:
+        self.recipe = recipe
+        self.settings = recipe.train
+        self.folder = folder
+        self.device = pick_device(device)
+        self.signals = signals
+        self.reporter = reporter
+        self.resume = resume
+        self.checkpoints = folder / CHECKPOINTS
+        self.latest: dict[str, float] = {}
+
+    def run(self) -> RunResult:
+        hooks = self.recipe.registry.manager.hook
+        try:
+            self.prepared = prepare(self.recipe, self.reporter)
+            self._load()
+            self._open_folder()
+            hooks.ptkit_before_run(run=self.info)
+            before = self._answer("untuned")
+            self._train()
+            self._save_adapter()
+            scores = self._score(before)
+            self.tracking.finish()
+            plot_losses(
+                read_events(self.folder / EVENTS), self.folder / "loss.png", self.recipe.name
+            )
+        except Interrupted as stop:
+            raise Interrupted(stop.number, *self._how_to_resume()) from None
+        hooks.ptkit_after_run(run=self.info, scores=scores)
+        self.reporter.finished(self.folder)
+        return RunResult(self.folder, scores)
+
+    # ---------------------------------------------------------------------------------- set-up
+
+    def _load(self) -> None:
+        backbone, recipe = self.prepared.backbone, self.recipe
+        self.model = load_model(backbone, self.device)
+        frozen = backbone.geometry.parameters
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        self.reporter.stage(
+            f"backbone: {backbone.name} {backbone.settings.source.name}, "
+            f"{frozen:,} frozen parameters, {dtype} on {self.device}"
+        )
+        module = build_head(self.prepared.head, backbone, self.model, self.settings.seed)
+        self.trainable = Trainable(build_prefix(recipe, backbone, self.model), module)
+        count = self.trainable.count()
+        self.reporter.stage(f"trainable: {count:,} parameters ({count / (count + frozen):.4%})")
+        self.environment = {
+            **describe(recipe.registry, self.device),
+            "dtype": dtype,
+            "trainable_parameters": count,
+            "frozen_parameters": frozen,
+            "backbone": describe_backbone(backbone),
+            "data": {
+                part.name: {
+                    "source": part.source.name,
+                    "sha256": part.sha256,
+                    "rows": len(part.records),
+                    "skipped": len(part.skipped),
+                }
+                for part in self.prepared.parts.values()
+            },
         }
-        for part in objects.parts.values()
-    }
-    environment["trainable_parameters"] = trainable.count()
-    environment["frozen_parameters"] = backbone.geometry.parameters
-    info = RunInfo(str(folder), recipe.resolved(), environment)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.toml", recipe.to_toml())
-        write_json(folder / "environment.json", environment)
-        _write_skipped(folder, objects)
-    except OSError as error:
-        raise PtkitError(f"{folder}: can't be written: {error.strerror}") from error
-    recipe.registry.manager.hook.ptkit_before_run(run=info)
-    tracking = Tracking(folder / "events.jsonl", objects.trackers, info, reporter.warning)
+        self.info = RunInfo(str(self.folder), recipe.resolved(), self.environment)
 
-    scored = objects.scored
-    before = None
-    if scored is not None:
-        what = f"answering {scored.name}, untuned"
-        before = predict(
-            model, head, module, scored, backbone.tokenizer, lambda d, t: reporter.progress(what, d, t, {})
+    def _open_folder(self) -> None:
+        """Write what the run is, or check that a resumed one is the same; start the events."""
+        checkpoint = None
+        if self.resume:
+            for warning in check_same_run(self.folder, self.recipe, self.environment):
+                self.reporter.warning(warning)
+            checkpoint = newest_checkpoint(self.checkpoints)
+        self.progress = Progress() if checkpoint is None else read_progress(checkpoint)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PtkitError(f"{self.folder}: can't be made: {error.strerror}") from error
+        if not (self.folder / "environment.json").exists():
+            write_text(self.folder / "recipe.toml", self.recipe.to_toml())
+            skipped = [str(row) for part in self.prepared.parts.values() for row in part.skipped]
+            if skipped:
+                write_text(self.folder / "skipped.txt", "\n".join(skipped) + "\n")
+            write_json(self.folder / "environment.json", self.environment)
+        store = self.prepared.parts["train"].rows
+        settings = self.settings
+        order = Order(
+            store.records, settings.batch_size, seed=settings.seed, epochs=settings.epochs
         )
-    _train(recipe, objects, model, trainable, folder, tracking, reporter)
+        total = settings.max_steps or order.steps
+        assert total is not None
+        self.training = Training(
+            self.model,
+            self.trainable,
+            self.prepared.head,
+            store,
+            settings,
+            order,
+            total,
+            make_optimizer(self.trainable, settings),
+        )
+        if checkpoint is not None:
+            load_trainable(checkpoint, self.trainable)
+            load_optimizer(checkpoint, self.trainable, self.training.optimizer)
+            self.reporter.stage(f"resumed from {checkpoint.name}, {total:,} steps in all")
+        self.tracking = Tracking(
+            self.folder / EVENTS,
+            self.prepared.trackers,
+            self.info,
+            self.reporter.warning,
+            upto=self.progress.step,
+        )
 
-    manifest = {
-        "ptkit": ptkit.__version__,
-        "backbone": describe_backbone(backbone),
-        "task": {"kind": head.name, "labels": list(head.labels)},
-        "recipe": _portable(recipe.resolved()),
-        "versions": environment["packages"] | environment["plugins"],
-    }
-    head_tensors = {} if module is None else dict(module.state_dict())
-    save_adapter(folder / "adapter", trainable.prefix, head_tensors, manifest)
+    # ---------------------------------------------------------------------------------- training
 
-    scores: dict[str, dict[str, float]] = {}
-    if scored is not None:
-        assert before is not None
-        scores = _score(recipe, objects, scored, before, model, trainable, folder, reporter)
-        tracking.event("scores", scores)
-    tracking.finish()
-    plot_losses(read_events(folder / "events.jsonl"), folder / "loss.png", recipe.name)
-    recipe.registry.manager.hook.ptkit_after_run(run=info, scores=scores)
-    reporter.finished(folder)
-    return RunResult(folder, scores)
+    def _train(self) -> None:
+        """Run the loop and leave the best checkpoint's weights in ``trainable``."""
+        if self.settings.gradient_checkpointing:
+            self.model.enable_checkpointing()
+        validation = self.prepared.parts.get("validation")
+        if validation is not None:
+            untuned = self._validation_loss(validation)
+            self.latest["untuned"] = untuned
+            self.reporter.stage(f"untuned loss on {validation.name}: {untuned:.4f}")
+            if self.progress.step == 0:
+                self.tracking.event("untuned", {"step": 0, "loss": untuned})
+        started, first = time.perf_counter(), self.progress.step
+        self.signals.deferred = True
+        try:
+            progress = train(self.training, self, self.progress)
+        except NotFinite as error:
+            raise PtkitError(*self._not_finite(error)) from None
+        finally:
+            self.signals.deferred = False
+        if self.signals.received is not None:
+            raise Interrupted(self.signals.received)
+        seconds = time.perf_counter() - started
+        self.reporter.stage(f"trained {progress.step - first:,} steps in {seconds:.0f} s")
+        if progress.step < self.training.total:
+            self.reporter.stage(
+                f"stopped early at step {progress.step}: no better validation loss in "
+                f"{progress.since_best} tries"
+            )
+        if progress.best_step is not None:
+            load_trainable(folder_of(self.checkpoints, progress.best_step), self.trainable)
+            self.reporter.stage(
+                f"best checkpoint: step {progress.best_step}, "
+                f"validation loss {progress.best_loss:.4f}"
+            )
 
+    def _validation_loss(self, part: Part) -> float:
+        return evaluate_loss(
+            self.model, self.prepared.head, self.trainable.module, part, self.settings
+        )
 
-def _write_skipped(folder: Path, objects: _Objects) -> None:
-    skipped = [str(row) for part in objects.parts.values() for row in part.skipped]
-    if skipped:
-        write_text(folder / "skipped.txt", "\n".join(skipped) + "\n")
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        self.tracking.event(kind, values)
+        self.latest["loss" if kind == "train" else kind] = values["loss"]
+        order = ("loss", "validation", "untuned")
+        shown: dict[str, float] = {k: self.latest[k] for k in order if k in self.latest}
+        if kind == "train" or self.progress.ended:
+            self.reporter.progress("training", values["step"], self.training.total, shown)
 
+    def validate(self) -> float | None:
+        validation = self.prepared.parts.get("validation")
+        if validation is None:
+            return None
+        with self.model.using(self.trainable.keys_and_values()):
+            return self._validation_loss(validation)
 
-def _train(
-    recipe: Recipe,
-    objects: _Objects,
-    model: Model,
-    trainable: Trainable,
-    folder: Path,
-    tracking: Tracking,
-    reporter: Reporter,
-) -> None:
-    """Run the loop and leave the best checkpoint's weights in ``trainable``."""
-    settings, head = recipe.train, objects.head
-    store = objects.parts["train"].rows
-    order = Order(store.records, settings.batch_size, seed=settings.seed, epochs=settings.epochs)
-    total = settings.max_steps or order.steps
-    assert total is not None
-    validation = objects.parts.get("validation")
-    optimizer = make_optimizer(trainable, settings)
-    latest: dict[str, float] = {}
-    if settings.gradient_checkpointing:
-        model.enable_checkpointing()
+    def save(self, progress: Progress) -> None:
+        save_checkpoint(
+            self.checkpoints,
+            self.trainable,
+            self.training.optimizer,
+            progress,
+            keep=self.settings.keep,
+        )
 
-    def validate() -> float:
-        assert validation is not None
-        with model.using(trainable.keys_and_values()):
-            return evaluate_loss(model, head, trainable.module, validation, settings)
+    def stop_requested(self) -> bool:
+        return self.signals.received is not None
 
-    def event(kind: str, values: dict[str, Any]) -> None:
-        tracking.event(kind, values)
-        if kind == "validation":
-            latest["validation"] = values["loss"]
-        elif kind == "train":
-            latest["loss"] = values["loss"]
-        if kind == "train" or values["step"] == total:
-            reporter.progress("training", values["step"], total, dict(latest))
+    def _how_to_resume(self) -> list[str]:
+        if not hasattr(self, "tracking"):
+            return ["stopped before training began: nothing was written"]
+        newest = newest_checkpoint(self.checkpoints)
+        saved = "before the first step" if newest is None else f"with {newest.name} saved"
+        recipe = self.recipe.path or f"{self.folder}/recipe.toml"
+        return [
+            f"stopped {saved}; go on with: ptkit run {recipe} --out {self.folder} --resume"
+        ]
 
-    if validation is not None:
-        untuned = evaluate_loss(model, head, trainable.module, validation, settings)
-        tracking.event("untuned", {"step": 0, "loss": untuned})
-        latest["untuned"] = untuned
-        reporter.stage(f"untuned loss on {validation.name}: {untuned:.4f}")
-    started = time.perf_counter()
-    progress = train(
-        model,
-        trainable,
-        head,
-        store,
-        settings,
-        total,
-        order,
-        Hooks(
-            event=event,
-            validate=None if validation is None else validate,
-            save=lambda p: save_checkpoint(
-                folder / "checkpoints", trainable, optimizer, p, keep=settings.keep
+    def _not_finite(self, error: NotFinite) -> list[str]:
+        records = self.prepared.parts["train"].records
+        store = self.training.store
+        rows = error.rows or [r for group in self.training.groups(error.step - 1) for r in group]
+        found = sorted({store[row].record for row in rows})
+        shown = ", ".join(str(records[index].origin) for index in found[:20])
+        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+        kind = "rows with such a loss" if error.rows else "no row alone has such a loss; the step's rows"
+        newest = newest_checkpoint(self.checkpoints)
+        last = "no checkpoint was written" if newest is None else f"the last good one is {newest}"
+        return [
+            f"{error}; {kind}: {shown}{more}",
+            f"lower train.learning_rate, or use backbone.dtype = \"float32\" or \"bfloat16\"; {last}",
+        ]
+
+    # ---------------------------------------------------------------------------------- results
+
+    def _answer(self, how: str) -> list[Any] | None:
+        """Predictions for the scored part with the prefix that the model has now."""
+        part = self.prepared.scored
+        if part is None:
+            return None
+        return predict(
+            self.model,
+            self.prepared.head,
+            self.trainable.module,
+            part,
+            self.prepared.backbone.tokenizer,
+            lambda done, total: self.reporter.progress(
+                f"answering {part.name}, {how}", done, total, {}
             ),
-        ),
-        optimizer,
-        Progress(),
-    )
-    seconds = time.perf_counter() - started
-    reporter.stage(f"trained {total:,} steps in {seconds:.0f} s")
-    if progress.best_step is not None:
-        load_trainable(folder_of(folder / "checkpoints", progress.best_step), trainable)
-        reporter.stage(
-            f"best checkpoint: step {progress.best_step}, validation loss {progress.best_loss:.4f}"
         )
 
+    def _save_adapter(self) -> None:
+        head, module = self.prepared.head, self.trainable.module
+        manifest = {
+            "ptkit": ptkit.__version__,
+            "backbone": self.environment["backbone"],
+            "task": {"kind": head.name, "labels": list(head.labels)},
+            "recipe": portable(self.recipe.resolved()),
+            "versions": {**self.environment["packages"], **self.environment["plugins"]},
+        }
+        tensors = {} if module is None else dict(module.state_dict())
+        save_adapter(self.folder / "adapter", self.trainable.prefix, tensors, manifest)
 
-def _score(
-    recipe: Recipe,
-    objects: _Objects,
-    scored: Part,
-    before: Sequence[Any],
-    model: Model,
-    trainable: Trainable,
-    folder: Path,
-    reporter: Reporter,
-) -> dict[str, dict[str, float]]:
-    """Answer with the prefix, score before, constant and after, and write predictions and scores."""
-    head, metrics = objects.head, objects.metrics
-    what = f"answering {scored.name}, tuned"
-    model.set_prefix(trainable.keys_and_values())
-    after = predict(
-        model,
-        head,
-        trainable.module,
-        scored,
-        objects.backbone.tokenizer,
-        lambda done, total: reporter.progress(what, done, total, {}),
-    )
-    with whole_file(folder / "predictions.jsonl") as partial, partial.open("w", encoding="utf-8") as f:
-        for record, untuned, tuned in zip(scored.records, before, after, strict=True):
-            shown = {
-                "origin": str(record.origin),
-                "prompt": getattr(record, "prompt", None),
-                "reference": head.reference(record),
-                "before": untuned,
-                "after": tuned,
-            }
-            f.write(json.dumps(shown, ensure_ascii=False, default=str) + "\n")
-    constant = best_constant(
-        head, metrics, objects.parts["train"], scored, seed=recipe.train.seed
-    )
-    pairs = pairs_of(head, scored, after)
-    scores = {"before": score(metrics, pairs_of(head, scored, before))}
-    if constant is not None:
-        scores["constant"] = constant[1]
-    scores["after"] = score(metrics, pairs)
-    write_json(folder / "scores.json", scores)
-    for metric in metrics:
-        for text in metric.warnings(pairs):
-            reporter.warning(f"{metric.name}: {text}")
-    reporter.scores(
-        scores, None if constant is None else str(constant[0]), scored.name, len(scored.records)
-    )
-    return scores
-
-
-def load(
-    backbone: Backbone | str | Path,
-    adapter: Adapter | str | Path | None = None,
-    *,
-    kind: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    registry: Registry | None = None,
-) -> Tuned:
-    """A frozen model, with an adapter if one is given, ready to use.
-
-    ``backbone``: a model folder, a named source such as "nano", or a `Backbone`. ``kind``: which backbone
-    plugin reads it; by default the one that the adapter was made with, or the only one installed.
-    Raises `CheckpointError` if the adapter was made for something else.
-    """
-    registry = registry or load_plugins()
-    loaded = adapter if isinstance(adapter, Adapter) or adapter is None else load_adapter(adapter)
-    if not isinstance(backbone, Backbone):
-        if kind is None:
-            kind = _default_kind(loaded, registry)
-        component = registry.find("backbone", kind).component
-        source = str(backbone)
-        named = registry.resolve_source(source)
-        path = named or Path(source).expanduser()
-        if not path.exists():
-            raise CheckpointError(f"{source}: no such model folder, and no plugin knows that name")
-        settings = component.Settings(
-            source=SourcePath(source, path, named=named is not None), dtype=dtype
+    def _score(self, before: list[Any] | None) -> dict[str, dict[str, float]]:
+        """Answer with the prefix; write predictions.jsonl and scores.json."""
+        part, head, metrics = self.prepared.scored, self.prepared.head, self.prepared.metrics
+        if part is None or before is None:
+            self.reporter.warning("no scores: the recipe names neither dataset.validation nor test")
+            return {}
+        self.model.set_prefix(self.trainable.keys_and_values())
+        after = self._answer("tuned")
+        assert after is not None
+        self._write_predictions(part, before, after)
+        constant = best_constant(
+            head, metrics, self.prepared.parts["train"], part, seed=self.settings.seed
         )
-        backbone = _of(component(settings), Backbone)
-    head = module = None
-    if loaded is not None:
-        loaded.check_fits(backbone)
-        task = loaded.manifest["recipe"]["task"]
-        head_class = registry.find("task", task["kind"]).component
-        options = {key: value for key, value in task.items() if key != "kind"}
-        head = _of(
-            head_class(head_class.Settings(**options), labels=loaded.labels),  # type: ignore[call-arg]
-            TaskHead,
-        )
-    model = load_model(backbone, device)
-    if head is not None and loaded is not None:
-        module = _build_head(head, backbone, model, seed=0)
-        if module is not None:
-            module.load_state_dict(loaded.head)
-            module.requires_grad_(False)
-    return Tuned(backbone, model, loaded, head, module)
+        pairs = pairs_of(head, part, after)
+        scores = {"before": score(metrics, pairs_of(head, part, before))}
+        if constant is not None:
+            scores["constant"] = constant[1]
+        scores["after"] = score(metrics, pairs)
+        write_json(self.folder / "scores.json", scores)
+        for text in dict.fromkeys(text for metric in metrics for text in metric.warnings(pairs)):
+            self.reporter.warning(text)
+        answer = None if constant is None else str(constant[0])
+        self.reporter.scores(scores, answer, part.name, len(part.records))
+        self.tracking.event("scores", {"step": self.progress.step, **scores})
+        return scores
 
-
-def _default_kind(adapter: Adapter | None, registry: Registry) -> str:
-    if adapter is not None:
-        return str(adapter.manifest["backbone"]["kind"])
-    kinds = registry.names("backbone")
-    if len(kinds) != 1:
-        raise PtkitError(f"load() needs kind=, one of: {', '.join(kinds) or 'none is installed'}")
-    return kinds[0]
+    def _write_predictions(self, part: Part, before: Sequence[Any], after: Sequence[Any]) -> None:
+        path = self.folder / "predictions.jsonl"
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for record, untuned, tuned in zip(part.records, before, after, strict=True):
+                line = {
+                    "origin": str(record.origin),
+                    "prompt": getattr(record, "prompt", None),
+                    "reference": self.prepared.head.reference(record),
+                    "before": untuned,
+                    "after": tuned,
+                }
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")

@@ -8,31 +8,58 @@ from pathlib import Path
 from typing import Any
 
 from ptkit.components import Tracker
+from ptkit.engine.files import WriteError, whole_file
 from ptkit.records import RunInfo
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a run, in order; a last line that was cut off by a crash is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events
+
+
 class Tracking:
-    """Hands every event to events.jsonl and the trackers; a tracker that fails is reported once and left out."""
+    """Hands every event to events.jsonl and the trackers; a tracker that fails is reported once and left out.
+
+    ``upto``: of events that are already there, those up to this step are kept.
+    """
 
     def __init__(
         self,
-        file: Path,
+        path: Path,
         trackers: Sequence[Tracker],
         run: RunInfo,
         warning: Callable[[str], None],
+        *,
+        upto: int = 0,
     ) -> None:
-        self._file = file.open("a", encoding="utf-8")
+        self._path = path
         self._trackers = list(trackers)
         self._warning = warning
+        self._cut_back(upto)
         self._each(lambda tracker: tracker.start(run))
 
+    def _cut_back(self, upto: int) -> None:
+        kept = []
+        if upto and self._path.exists():
+            kept = [e for e in read_events(self._path) if e["step"] <= upto and e["event"] != "scores"]
+        with whole_file(self._path) as partial:
+            partial.write_text("".join(map(_line, kept)), encoding="utf-8")
+
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"event": kind, **values}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line({"event": kind, **values}))
+        except OSError as error:
+            raise WriteError(f"{self._path}: can't be written: {error.strerror}") from error
         self._each(lambda tracker: tracker.event(kind, values))
 
     def finish(self) -> None:
-        self._file.close()
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
@@ -45,3 +72,7 @@ class Tracking:
                 self._warning(
                     f"tracker {tracker.name!r} failed and is left out: {type(error).__name__}: {text}"
                 )
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    return json.dumps(event, ensure_ascii=False) + "\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from ptkit.components import Loss, TaskHead
 from ptkit.engine.attention import KeyValue
 from ptkit.engine.batching import Order, micro_batches
 from ptkit.engine.data import RowStore
+from ptkit.engine.loss import at_least_float32
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.errors import PluginError, PtkitError
@@ -44,7 +45,8 @@ class Trainable:
     @torch.no_grad()
     def keys_and_values(self) -> list[KeyValue]:
         """The prefix as it is used outside training: without dropout, detached."""
-        return self.prefix()
+        found: list[KeyValue] = self.prefix()
+        return found
 
 
 class Totals(NamedTuple):
@@ -72,7 +74,7 @@ def combine(loss: Loss, weights: Tensor, average: str) -> tuple[Tensor, Tensor]:
     ``weights`` [n]: the record weight of each group. By token: sum(w·sums) / sum(w·weights); by row:
     sum(w·sums/weights) / sum(w), where groups without any weight count nothing.
     """
-    sums, counts = loss.sums.float(), loss.weights.float()
+    sums, counts = at_least_float32(loss.sums), at_least_float32(loss.weights)
     if average == "token":
         return (weights * sums).sum(), (weights * counts).sum()
     some = counts > 0
@@ -143,7 +145,7 @@ def step_gradients(
     pairs = list(zip(leaves[::2], leaves[1::2], strict=True))
 
     def backward(numerator: Tensor) -> None:
-        numerator.backward()  # type: ignore[no-untyped-call]
+        numerator.backward()
         model.set_prefix(pairs)  # the casts of the last micro-batch went with its graph
 
     with model.using(pairs):
@@ -190,55 +192,84 @@ class Progress:
     step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
+    since_best: int = 0
+    """Validations since the best one."""
+    ended: bool = False
+    """Whether training is over, by its steps or by its patience."""
 
     def as_dict(self) -> dict[str, Any]:
         best = self.best_loss if math.isfinite(self.best_loss) else None
-        return {"step": self.step, "best_step": self.best_step, "best_loss": best}
+        return {**asdict(self), "best_loss": best}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Progress:
+        best = data["best_loss"]
+        return cls(**{**data, "best_loss": math.inf if best is None else best})
 
 
 @dataclass
-class Hooks:
-    """What the loop calls: ``event(kind, values)``, ``validate() -> loss`` and ``save(progress)``."""
+class Training:
+    """What the loop works on. ``total``: optimiser steps of the whole run."""
 
-    event: Callable[[str, dict[str, Any]], None]
-    validate: Callable[[], float] | None
-    save: Callable[[Progress], None]
+    model: Model
+    trainable: Trainable
+    head: TaskHead
+    store: RowStore
+    settings: TrainSettings
+    order: Order
+    total: int
+    optimizer: torch.optim.AdamW
+
+    def groups(self, step: int) -> list[list[int]]:
+        return self.store.groups(self.order.step(step), share_loss=self.head.rows_share_loss)
 
 
-def train(
-    model: Model,
-    trainable: Trainable,
-    head: TaskHead,
-    store: RowStore,
-    settings: TrainSettings,
-    total: int,
-    order: Order,
-    hooks: Hooks,
-    optimizer: torch.optim.AdamW,
-    progress: Progress,
-) -> Progress:
-    """Train from ``progress.step`` to ``total`` optimiser steps."""
+class Watcher:
+    """What the loop tells the run; see `ptkit.engine.session`."""
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        """A step or a validation is done."""
+
+    def validate(self) -> float | None:
+        """The validation loss now; None without validation data."""
+        return None
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save and stop after this step."""
+        return False
+
+
+def train(training: Training, watcher: Watcher, progress: Progress) -> Progress:
+    """Train from ``progress.step`` to the end, an early stop, or a requested one.
+
+    A checkpoint is written after the events of its step, so that a resumed run repeats none and loses none.
+    Raises `PtkitError` for a loss or gradient that is not finite, before it reaches the weights.
+    """
+    settings, trainable, total = training.settings, training.trainable, training.total
     every = settings.eval_every or max(1, total // 10)
     save_every = settings.save_every or every
-    while progress.step < total:
+    while not progress.ended:
         started = time.perf_counter()
-        groups = store.groups(order.step(progress.step), share_loss=head.rows_share_loss)
-        rate = learning_rate(settings, progress.step, total)
-        for group in optimizer.param_groups:
+        step, groups = progress.step, training.groups(progress.step)
+        torch.manual_seed(settings.seed + step)  # for heads that draw; the prefix has its own generator
+        rate = learning_rate(settings, step, total)
+        for group in training.optimizer.param_groups:
             group["lr"] = rate
-        totals = step_gradients(model, trainable, head, store, groups, settings, progress.step)
+        totals = step_gradients(
+            training.model, trainable, training.head, training.store, groups, settings, step
+        )
         norm = torch.nn.utils.clip_grad_norm_(
             trainable.parameters(), settings.clip_norm or math.inf
         )
-        optimizer.step()
-        progress.step += 1
         loss, gradient = totals.loss, float(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient)):
-            raise PtkitError(
-                f"step {progress.step}: the loss is {loss} and the gradient norm {gradient}; "
-                "lower train.learning_rate or use backbone.dtype = 'bfloat16' or 'float32'"
-            )
-        hooks.event(
+            raise NotFinite(step + 1, loss, gradient, rows_not_finite(training, groups))
+        training.optimizer.step()
+        progress.step += 1
+        watcher.event(
             "train",
             {
                 "step": progress.step,
@@ -250,13 +281,53 @@ def train(
                 "seconds": time.perf_counter() - started,
             },
         )
-        last = progress.step == total
-        if hooks.validate is not None and (last or progress.step % every == 0):
-            loss = hooks.validate()
-            if loss < progress.best_loss:
-                progress.best_loss, progress.best_step = loss, progress.step
-                hooks.save(progress)
-            hooks.event("validation", {"step": progress.step, "loss": loss})
-        if last or progress.step % save_every == 0:
-            hooks.save(progress)
+        progress.ended = progress.step == total
+        new_best = False
+        if progress.ended or progress.step % every == 0:
+            new_best = _validate(watcher, settings, progress)
+        stop = watcher.stop_requested()
+        if new_best or progress.ended or stop or progress.step % save_every == 0:
+            watcher.save(progress)
+        if stop:
+            return progress
     return progress
+
+
+def _validate(watcher: Watcher, settings: TrainSettings, progress: Progress) -> bool:
+    """Measure the validation loss; whether it is a new best. Ends the run when patience is out."""
+    loss = watcher.validate()
+    if loss is None:
+        return False
+    new_best = loss < progress.best_loss
+    if new_best:
+        progress.best_loss, progress.best_step, progress.since_best = loss, progress.step, 0
+    else:
+        progress.since_best += 1
+    if settings.patience is not None and progress.since_best >= settings.patience:
+        progress.ended = True
+    watcher.event("validation", {"step": progress.step, "loss": loss})
+    return new_best
+
+
+class NotFinite(PtkitError):
+    """A loss or gradient that is NaN or infinite; ``rows`` are those whose own loss is, if any."""
+
+    def __init__(self, step: int, loss: float, gradient: float, rows: Sequence[int]) -> None:
+        super().__init__(f"step {step}: the loss is {loss} and the gradient norm is {gradient}")
+        self.step = step
+        self.rows = tuple(rows)
+
+
+@torch.no_grad()
+def rows_not_finite(training: Training, groups: Sequence[Sequence[int]]) -> list[int]:
+    """The rows of the groups whose own loss is NaN or infinite."""
+    found: list[int] = []
+    with training.model.using(training.trainable.keys_and_values()):
+        for group in groups:
+            rows = [training.store[index] for index in group]
+            loss = training.head.loss(
+                training.trainable.module, training.model.states(rows), rows
+            )
+            if not bool(torch.isfinite(loss.sums).all()):
+                found.extend(group)
+    return found

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, TaskHead
-from ptkit.engine.adapter import Adapter
+from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.data import Part, encode_part
 from ptkit.engine.evaluate import predict
 from ptkit.engine.model import Model
-from ptkit.errors import PtkitError
+from ptkit.engine.session import build_head, load_model
+from ptkit.errors import CheckpointError, PtkitError
 from ptkit.records import GenerationRecord, Origin, Record, Sampling
+from ptkit.registry import Registry, load_plugins
 from ptkit.settings import SourcePath
 
 
@@ -111,3 +114,66 @@ class Tuned:
         limit = self.backbone.geometry.max_positions
         encode_part(part, self.head, self.backbone.tokenizer, limit)
         return predict(self.model, self.head, self._module, part, self.backbone.tokenizer)
+
+
+def load(
+    backbone: Backbone | str | Path,
+    adapter: Adapter | str | Path | None = None,
+    *,
+    kind: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    registry: Registry | None = None,
+) -> Tuned:
+    """A frozen model, with an adapter if one is given, ready to use.
+
+    ``backbone``: a model folder, a named source such as "nano", or a `Backbone`. ``kind``: the backbone
+    plugin that reads it; by default the adapter's, or the only one installed. ``device``: "auto", "cpu",
+    "cuda"; ``dtype``: "auto", "float32", "bfloat16", "float16".
+
+    Raises `CheckpointError` if the adapter is damaged or was made for something else.
+    """
+    registry = registry or load_plugins()
+    if not (adapter is None or isinstance(adapter, Adapter)):
+        adapter = load_adapter(adapter)
+    if not isinstance(backbone, Backbone):
+        backbone = _find_backbone(str(backbone), kind, adapter, dtype, registry)
+    head = None
+    if adapter is not None:
+        adapter.check_fits(backbone)
+        head = _head_of(adapter, registry)
+    model = load_model(backbone, device)
+    module = None if head is None else build_head(head, backbone, model, seed=0)
+    if module is not None and adapter is not None:
+        module.load_state_dict(adapter.head)
+        module.eval().requires_grad_(False)
+    return Tuned(backbone, model, adapter, head, module)
+
+
+def _find_backbone(
+    source: str, kind: str | None, adapter: Adapter | None, dtype: str, registry: Registry
+) -> Backbone:
+    if kind is None and adapter is not None:
+        kind = str(adapter.manifest["backbone"]["kind"])
+    if kind is None:
+        kinds = registry.names("backbone")
+        if len(kinds) != 1:
+            raise PtkitError(f"load() needs kind=, one of: {', '.join(kinds) or 'none is installed'}")
+        kind = kinds[0]
+    component = registry.find("backbone", kind).component
+    named = registry.resolve_source(source)
+    path = named or Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{source}: no such model folder, and no plugin knows that name")
+    found = SourcePath(source, path, named=named is not None)
+    made = component(component.Settings.model_validate({"source": found, "dtype": dtype}))
+    assert isinstance(made, Backbone)
+    return made
+
+
+def _head_of(adapter: Adapter, registry: Registry) -> TaskHead:
+    task = adapter.manifest["recipe"]["task"]
+    component = registry.find("task", task["kind"]).component
+    assert issubclass(component, TaskHead)
+    options = {key: value for key, value in task.items() if key != "kind"}
+    return component(component.Settings.model_validate(options), labels=adapter.labels)

@@ -107,7 +107,7 @@ class Generation(ptkit.TaskHead):
         import torch
 
         losses, owners = states.token_loss([row.labels for row in rows])
-        zeros = torch.zeros(len(rows), device=losses.device)
+        zeros = losses.new_zeros(len(rows))
         sums = zeros.index_add(0, owners, losses)
         counts = zeros.index_add(0, owners, torch.ones_like(losses))
         return ptkit.Loss(sums, counts)
