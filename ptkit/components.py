@@ -91,8 +91,12 @@ class DatasetFormat(Component):
         """The rows of ``path``, in order, streamed; ``name`` is how origins name the file.
 
         Yields a `BadRow` for each row that can't be used and goes on behind it. Raises `DataError` if the
-        file as a whole can't be read.
+        file as a whole can't be read. It may be called again for the same file.
         """
+
+    def read_unanswered(self, path: Path, name: str) -> Iterator[Record | BadRow]:
+        """As `read`, for rows that are only to be predicted: what would be the answer may be missing."""
+        return self.read(path, name)
 
 
 class Transform(Component):

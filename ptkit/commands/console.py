@@ -39,6 +39,7 @@ class ConsoleReporter(Reporter):
         self._next_line = 0.0
 
     def stage(self, text: str) -> None:
+        self.close()
         self._print(text)
 
     def warning(self, text: str) -> None:
@@ -47,17 +48,19 @@ class ConsoleReporter(Reporter):
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
+    def progress(self, what: str, done: int, total: int | None, values: Mapping[str, float]) -> None:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self._console.is_terminal:
             self._show_bar(what, done, total, figures)
-        elif time.monotonic() >= self._next_line or done == total or what != self._what:
-            if what != self._what or done == total or self._next_line:
-                self._print(f"{what}: {done:,}/{total:,}  {figures}".rstrip())
+        elif what != self._what or done == total or time.monotonic() >= self._next_line:
+            # a stage's first line only says that it began; stages of unknown size end without one
+            if total is not None or what == self._what:
+                of = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+                self._print(f"{what}: {of}  {figures}".rstrip())
             self._next_line = time.monotonic() + PLAIN_EVERY
         self._what = what
 
-    def _show_bar(self, what: str, done: int, total: int, figures: str) -> None:
+    def _show_bar(self, what: str, done: int, total: int | None, figures: str) -> None:
         if self._bar is None or what != self._what:
             self.close()
             self._bar = Progress(
@@ -72,7 +75,7 @@ class ConsoleReporter(Reporter):
             self._task = self._bar.add_task(what, total=total, figures=figures)
         assert self._task is not None
         self._bar.update(self._task, completed=done, figures=figures)
-        if done >= total:
+        if total is not None and done >= total:
             self.close()
 
     def close(self) -> None:

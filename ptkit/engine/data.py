@@ -3,26 +3,75 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from typing import IO, Any
 
 import numpy as np
 
 from ptkit.components import DatasetFormat, Limit, TaskHead, Tokenizer, Transform
 from ptkit.errors import DataError
-from ptkit.records import BadRow, EncodedRow, Record, Row
+from ptkit.records import BadRow, EncodedRow, Origin, Record, Row
 from ptkit.settings import SourcePath
 
 PARTS = ("train", "validation", "test")
 
 
-class RowStore:
-    """Encoded rows of records 0, 1, 2, … as flat int32 arrays with offsets."""
+class FlatInts:
+    """A growing array of int32 that moves to an unnamed temporary file once it is large."""
+
+    IN_MEMORY = 2**22  # numbers; 16 MiB
 
     def __init__(self) -> None:
-        self._flat = {name: array("i") for name in ("tokens", "labels", "token_types")}
+        self._buffer = array("i")
+        self._file: IO[bytes] | None = None
+        self._filed = 0
+        self._mapped: np.ndarray[Any, np.dtype[np.int32]] | None = None
+
+    def __len__(self) -> int:
+        return self._filed + len(self._buffer)
+
+    def extend(self, values: Iterable[int]) -> None:
+        self._buffer.extend(values)
+        if len(self._buffer) >= self.IN_MEMORY:
+            self._spill()
+
+    def _spill(self) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="ptkit-rows-")  # noqa: SIM115
+            self._buffer.tofile(self._file)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: encoded rows can't be written: {error.strerror}; "
+                "make room, or set TMPDIR to a folder with more"
+            ) from error
+        self._filed += len(self._buffer)
+        self._buffer = array("i")
+        self._mapped = None
+
+    def slice(self, start: int, stop: int) -> tuple[int, ...]:
+        if stop <= start:
+            return ()
+        if start >= self._filed:
+            return tuple(self._buffer[start - self._filed : stop - self._filed])
+        if stop > self._filed:
+            return self.slice(start, self._filed) + self.slice(self._filed, stop)
+        if self._mapped is None:
+            assert self._file is not None
+            self._mapped = np.memmap(self._file, dtype=np.int32, mode="r", shape=(self._filed,))
+        return tuple(self._mapped[start:stop].tolist())
+
+
+class RowStore:
+    """Encoded rows of records 0, 1, 2, … as flat int32 arrays with offsets; large ones lie on disk."""
+
+    def __init__(self) -> None:
+        self._flat = {name: FlatInts() for name in ("tokens", "labels", "token_types")}
         self._ends = {name: array("q", [0]) for name in self._flat}
         self._record = array("i")
         self._part = array("i")
@@ -59,10 +108,17 @@ class RowStore:
         ends = self._ends["tokens"]
         return ends[index + 1] - ends[index]
 
+    def cut(self, index: int) -> int:
+        """The number of tokens of a row's record that were left out."""
+        return self._cut[index]
+
+    def weight(self, index: int) -> float:
+        return self._weight[index]
+
     def __getitem__(self, index: int) -> EncodedRow:
         def part(name: str) -> tuple[int, ...]:
             ends = self._ends[name]
-            return tuple(self._flat[name][ends[index] : ends[index + 1]])
+            return self._flat[name].slice(ends[index], ends[index + 1])
 
         row = Row(part("tokens"), part("labels"), part("token_types"), self._cut[index])
         return EncodedRow(row, self._record[index], self._part[index], self._weight[index])
@@ -77,36 +133,86 @@ class RowStore:
         return [[index] for record in records for index in self.rows_of(record)]
 
 
+class Origins:
+    """The origin of every record of a part, in twelve bytes each."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._file = array("i")
+        self._line = array("q")
+
+    def append(self, origin: Origin) -> None:
+        self._file.append(self._files.setdefault(origin.file, len(self._files)))
+        self._line.append(origin.line)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __getitem__(self, record: int) -> Origin:
+        return Origin(list(self._files)[self._file[record]], self._line[record])
+
+
+SAMPLE = 2000  # records of a streamed part that stay in memory, for the constant control
+
+
 @dataclass
 class Part:
-    """A part of the data, read and encoded."""
+    """A part of the data: what it is made of, and, once encoded, its rows.
+
+    ``records`` holds them all for the parts that are scored, split or transformed; a plain training file
+    is streamed, and ``records`` is then None. ``sample``: up to 2,000 of them, picked by the seed.
+    """
 
     name: str
     source: SourcePath
-    records: list[Record]
+    stream: Callable[[], Iterator[Record]]
+    records: list[Record] | None = None
     skipped: list[BadRow] = field(default_factory=list)
     rows: RowStore = field(default_factory=RowStore)
+    origins: Origins = field(default_factory=Origins)
+    sample: list[Record] = field(default_factory=list)
     sha256: str = ""
 
+    @classmethod
+    def of(cls, name: str, source: SourcePath, records: list[Record], **kwargs: Any) -> Part:
+        """A part with its records in memory."""
+        return cls(name, source, lambda: iter(records), records, **kwargs)
 
-def read_part(form: DatasetFormat, name: str, source: SourcePath, limit: int | None) -> Part:
-    """The records of one file. Raises `DataError` with up to 20 bad rows at once."""
-    part = Part(name, source, [], sha256=sha256(source))
-    for item in form.read(source.path, source.name):
-        if not isinstance(item, BadRow):
-            part.records.append(item)
-            if limit is not None and len(part.records) >= limit:
+    @property
+    def count(self) -> int:
+        """The number of records, known once the part is encoded."""
+        return len(self.origins)
+
+
+class _Reader:
+    """Reads one file of the recipe: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
+
+    def __init__(self, form: DatasetFormat, name: str, source: SourcePath, limit: int | None) -> None:
+        self.form, self.name, self.source, self.limit = form, name, source, limit
+        self.skipped: list[BadRow] = []
+
+    def __call__(self) -> Iterator[Record]:
+        self.skipped.clear()
+        strict = self.form.settings.on_bad_row == "error"
+        found = 0
+        for item in self.form.read(self.source.path, self.source.name):
+            if isinstance(item, BadRow):
+                self.skipped.append(item)
+                if strict and len(self.skipped) >= DataError.SHOWN_AT_ONCE:
+                    break
+                continue
+            found += 1
+            if not (strict and self.skipped):
+                yield item
+            if found == self.limit:
                 break
-            continue
-        part.skipped.append(item)
-        if form.settings.on_bad_row == "error" and len(part.skipped) >= DataError.SHOWN_AT_ONCE:
-            break
-    if part.skipped and form.settings.on_bad_row == "error":
-        raise DataError(*map(str, part.skipped), bad_rows=part.skipped)
-    if not part.records:
-        bad = f" ({len(part.skipped)} bad rows were skipped)" if part.skipped else ""
-        raise DataError(f"{source.name}: has no rows{bad}; dataset.{name} needs at least one")
-    return part
+        if self.skipped and strict:
+            raise DataError(*map(str, self.skipped), bad_rows=self.skipped)
+        if not found:
+            bad = f" ({len(self.skipped)} bad rows were skipped)" if self.skipped else ""
+            raise DataError(
+                f"{self.source.name}: has no rows{bad}; dataset.{self.name} needs at least one"
+            )
 
 
 def _limit(settings: DatasetFormat.Settings, name: str) -> int | None:
@@ -120,45 +226,57 @@ def _limit(settings: DatasetFormat.Settings, name: str) -> int | None:
 def read_parts(
     form: DatasetFormat, transforms: Sequence[Transform], *, seed: int
 ) -> dict[str, Part]:
-    """Every part that the recipe names, split off and transformed, but not yet encoded."""
+    """Every part that the recipe names, split off and transformed, but not yet encoded.
+
+    Raises `DataError` with up to 20 bad rows at once, unless they are to be skipped.
+    """
     settings = form.settings
     parts: dict[str, Part] = {}
+    splits = settings.split is not None and settings.validation is None
     for name in PARTS:
         source = getattr(settings, name)
-        if source is not None:
-            parts[name] = read_part(form, name, source, _limit(settings, name))
-    if settings.split is not None and "validation" not in parts:
-        parts |= _split(parts["train"], settings.split, _limit(settings, "validation"), seed)
+        if source is None:
+            continue
+        reader = _Reader(form, name, source, _limit(settings, name))
+        parts[name] = Part(name, source, reader, skipped=reader.skipped, sha256=sha256(source))
+        changed = any(name in transform.on for transform in transforms)
+        if name != "train" or splits or changed:
+            _keep(parts[name], list(reader()))
+    if splits:
+        assert settings.split is not None
+        parts = _split(parts["train"], settings.split, _limit(settings, "validation"), seed) | {
+            name: part for name, part in parts.items() if name != "train"
+        }
     for transform in transforms:
         for name in transform.on:
             if name in parts:
-                records = list(transform.apply(parts[name].records, seed=seed))
+                records = list(transform.apply(parts[name].records or [], seed=seed))
                 if not records:
                     raise DataError(f"transform {transform.name!r} left no rows of dataset.{name}")
-                parts[name].records = records
-    return parts
+                _keep(parts[name], records)
+    return {name: parts[name] for name in PARTS if name in parts}
+
+
+def _keep(part: Part, records: list[Record]) -> None:
+    part.records = records
+    part.stream = lambda: iter(records)
 
 
 def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str, Part]:
-    count = len(train.records)
+    records = train.records or []
+    count = len(records)
     held = max(1, round(share * count))
     if held >= count:
         raise DataError(
             f"{train.source.name}: dataset.split = {share} of {count} rows leaves none to train on"
         )
     chosen = set(np.random.default_rng(seed).permutation(count)[:held].tolist())
-    validation = [r for i, r in enumerate(train.records) if i in chosen]
+    validation = [r for i, r in enumerate(records) if i in chosen]
+    rest = [r for i, r in enumerate(records) if i not in chosen]
+    source, digest = train.source, train.sha256
     return {
-        "train": Part(
-            "train",
-            train.source,
-            [r for i, r in enumerate(train.records) if i not in chosen],
-            train.skipped,
-            sha256=train.sha256,
-        ),
-        "validation": Part(
-            "validation", train.source, list(islice(validation, limit)), sha256=train.sha256
-        ),
+        "train": Part.of("train", source, rest, skipped=train.skipped, sha256=digest),
+        "validation": Part.of("validation", source, validation[:limit], sha256=digest),
     }
 
 
@@ -167,10 +285,16 @@ def encode_part(
     head: TaskHead,
     tokenizer: Tokenizer,
     max_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Fill ``part.rows``. Raises `DataError` for a record that gives no row or one that doesn't fit."""
-    for done, record in enumerate(part.records, start=1):
+    """Fill ``part.rows``, ``origins`` and ``sample``. ``progress`` gets the number of records so far.
+
+    Raises `DataError` for a record that gives no row, or one that the backbone can't take.
+    """
+    draw = random.Random(seed)
+    for index, record in enumerate(part.stream()):
         rows = head.encode(record, tokenizer)
         if not rows or any(not row.tokens for row in rows):
             raise DataError(f"{record.origin}: task {head.name!r} made no tokens of it")
@@ -181,8 +305,15 @@ def encode_part(
                 f"shorten it with the settings of task {head.name!r}"
             )
         part.rows.append(rows, record.weight)
-        if progress is not None and (done % 1000 == 0 or done == len(part.records)):
-            progress(done, len(part.records))
+        part.origins.append(record.origin)
+        if index < SAMPLE:
+            part.sample.append(record)
+        elif (place := draw.randrange(index + 1)) < SAMPLE:
+            part.sample[place] = record
+        if progress is not None and index % 1000 == 999:
+            progress(index + 1)
+    if progress is not None:
+        progress(part.count)
 
 
 def sha256(source: SourcePath) -> str:

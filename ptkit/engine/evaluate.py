@@ -13,7 +13,7 @@ from ptkit.engine.data import Part
 from ptkit.engine.model import Model
 from ptkit.engine.train import total_loss
 from ptkit.errors import PluginError
-from ptkit.records import EncodedRow, Pair
+from ptkit.records import EncodedRow, Pair, Record
 from ptkit.recipe import TrainSettings
 
 ROWS_AT_ONCE = 256  # rows handed to a head's predict(); generation sorts and batches within
@@ -58,7 +58,7 @@ def predict(
             [outputs[i] for i in part.rows.rows_of(index)],
             tokenizer,
         )
-        for index, record in enumerate(part.records)
+        for index, record in enumerate(part.records or [])
     ]
 
 
@@ -66,7 +66,7 @@ def pairs_of(head: TaskHead, part: Part, predictions: Sequence[Any]) -> list[Pai
     """Predictions beside references, for metrics."""
     return [
         Pair(record, prediction, head.reference(record))
-        for record, prediction in zip(part.records, predictions, strict=True)
+        for record, prediction in zip(part.records or [], predictions, strict=True)
     ]
 
 
@@ -82,12 +82,15 @@ def score(metrics: Sequence[Metric], pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def best_constant(
-    head: TaskHead, metrics: Sequence[Metric], train: Part, part: Part, *, seed: int
+    head: TaskHead, metrics: Sequence[Metric], train: Sequence[Record], part: Part, *, seed: int
 ) -> tuple[Any, dict[str, float]] | None:
-    """The constant answer with the best first score, and its scores: what knowing nothing is worth."""
+    """The constant answer with the best first score, and its scores: what knowing nothing is worth.
+
+    ``train``: training records, or a sample of them.
+    """
     best: tuple[Any, dict[str, float]] | None = None
-    for constant in head.constants(train.records, seed=seed):
-        scores = score(metrics, pairs_of(head, part, [constant] * len(part.records)))
+    for constant in head.constants(train, seed=seed):
+        scores = score(metrics, pairs_of(head, part, [constant] * part.count))
         if scores and (best is None or next(iter(scores.values())) > next(iter(best[1].values()))):
             best = (constant, scores)
     return best

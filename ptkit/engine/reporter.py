@@ -15,8 +15,10 @@ class Reporter:
     def warning(self, text: str) -> None:
         """Something that a reader of the results must know."""
 
-    def progress(self, what: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """``done`` of ``total`` of a stage, with figures such as the loss; done == total ends it."""
+    def progress(
+        self, what: str, done: int, total: int | None, values: Mapping[str, float]
+    ) -> None:
+        """``done`` of ``total`` (None: not known) of a stage, with figures such as the loss."""
 
     def scores(
         self, scores: Mapping[str, Mapping[str, float]], constant: str | None, part: str, rows: int

@@ -97,19 +97,21 @@ def prepare(recipe: Recipe, reporter: Reporter) -> Prepared:
     head: TaskHead = _made(recipe.task.create(), TaskHead)
     geometry, tokenizer = backbone.geometry, backbone.tokenizer
     parts = read_parts(form, transforms, seed=recipe.train.seed)
-    labels = head.collect_labels(parts["train"].records)
-    if labels:
+    if type(head).collect_labels is not TaskHead.collect_labels:
+        labels = head.collect_labels(parts["train"].stream())
         head = _made(recipe.task.create(labels=labels), TaskHead)
     for part in parts.values():
         what = f"encoding {part.name}"
 
-        def show(done: int, total: int, what: str = what) -> None:
-            reporter.progress(what, done, total, {})
+        def show(done: int, what: str = what) -> None:
+            reporter.progress(what, done, None, {})
 
-        encode_part(part, head, tokenizer, geometry.max_positions, show)
-        cut = sum(1 for row in part.rows if row.row.cut)
+        encode_part(
+            part, head, tokenizer, geometry.max_positions, seed=recipe.train.seed, progress=show
+        )
+        cut = sum(1 for index in range(len(part.rows)) if part.rows.cut(index))
         note = f", {cut:,} of them cut to the length limit" if cut else ""
-        reporter.stage(f"{part.name}: {len(part.records):,} rows of {part.source.name}{note}")
+        reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
         if part.skipped:
             reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
     trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
@@ -272,7 +274,7 @@ class _Run(Watcher):
                 part.name: {
                     "source": part.source.name,
                     "sha256": part.sha256,
-                    "rows": len(part.records),
+                    "rows": part.count,
                     "skipped": len(part.skipped),
                 }
                 for part in self.prepared.parts.values()
@@ -407,11 +409,11 @@ class _Run(Watcher):
         ]
 
     def _not_finite(self, error: NotFinite) -> list[str]:
-        records = self.prepared.parts["train"].records
+        origins = self.prepared.parts["train"].origins
         store = self.training.store
         rows = error.rows or [r for group in self.training.groups(error.step - 1) for r in group]
         found = sorted({store[row].record for row in rows})
-        shown = ", ".join(str(records[index].origin) for index in found[:20])
+        shown = ", ".join(str(origins[index]) for index in found[:20])
         more = f" and {len(found) - 20} more" if len(found) > 20 else ""
         kind = "rows with such a loss" if error.rows else "no row alone has such a loss; the step's rows"
         newest = newest_checkpoint(self.checkpoints)
@@ -462,7 +464,7 @@ class _Run(Watcher):
         assert after is not None
         self._write_predictions(part, before, after)
         constant = best_constant(
-            head, metrics, self.prepared.parts["train"], part, seed=self.settings.seed
+            head, metrics, self.prepared.parts["train"].sample, part, seed=self.settings.seed
         )
         pairs = pairs_of(head, part, after)
         scores = {"before": score(metrics, pairs_of(head, part, before))}
@@ -473,14 +475,14 @@ class _Run(Watcher):
         for text in dict.fromkeys(text for metric in metrics for text in metric.warnings(pairs)):
             self.reporter.warning(text)
         answer = None if constant is None else str(constant[0])
-        self.reporter.scores(scores, answer, part.name, len(part.records))
+        self.reporter.scores(scores, answer, part.name, part.count)
         self.tracking.event("scores", {"step": self.progress.step, **scores})
         return scores
 
     def _write_predictions(self, part: Part, before: Sequence[Any], after: Sequence[Any]) -> None:
         path = self.folder / "predictions.jsonl"
         with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-            for record, untuned, tuned in zip(part.records, before, after, strict=True):
+            for record, untuned, tuned in zip(part.records or [], before, after, strict=True):
                 line = {
                     "origin": str(record.origin),
                     "prompt": getattr(record, "prompt", None),

@@ -110,7 +110,8 @@ class Tuned:
                 )
         if not records:
             return []
-        part = Part("prediction", SourcePath("records", self.backbone.settings.source.path), list(records))
+        source = SourcePath("records", Path("records"))
+        part = Part.of("prediction", source, list(records))
         limit = self.backbone.geometry.max_positions
         encode_part(part, self.head, self.backbone.tokenizer, limit)
         return predict(self.model, self.head, self._module, part, self.backbone.tokenizer)

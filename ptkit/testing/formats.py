@@ -55,8 +55,9 @@ def _check_file(subject: Subject, form: DatasetFormat, path: Path) -> list[Recor
         line = item.origin.line
     # twice at once, so that a position or a list kept on self shows
     readers = (_read(subject, form, path, name), _read(subject, form, path, name))
-    for again in zip(*zip_longest(*readers), strict=True):
-        if not same(items, list(again)):
+    pairs = list(zip_longest(*readers))
+    for again in ([first for first, _ in pairs], [second for _, second in pairs]):
+        if not same(items, again):
             raise subject.fault(
                 f"reading {path.name} again gives other rows; keep nothing on self while reading"
             )

@@ -131,8 +131,8 @@ def _check_alone(bench: Bench, whole: Loss) -> None:
     spread = len(groups) > 1 and _equal(whole.sums, whole.sums.mean().expand_as(whole.sums))
     if _equal(2 * twice.sums, expected.sums) or (spread and not _close(alone, whole)):
         raise subject.fault(
-            f"loss() averages by itself: {_total(whole)} for all rows, {_total(twice)} for the same "
-            f"rows twice, {_total(alone)} for each alone; {_SUMS_HINT}"
+            f"loss() averages by itself: {_total(whole)} for all rows, {_total(twice)} for them "
+            f"twice, {_total(alone)} for each alone; {_SUMS_HINT}"
         )
     for index, (group, found) in enumerate(zip(groups, single, strict=True)):
         if not _close(found, Loss(whole.sums[index, None], whole.weights[index, None])):
@@ -211,8 +211,8 @@ def _close(left: Loss, right: Loss) -> bool:
 
 
 def _total(loss: Loss) -> str:
-    return f"{float(loss.sums.sum()):.6g}"
+    return f"{loss.sums.sum().item():.6g}"
 
 
 def _told(loss: Loss, index: int) -> str:
-    return f"{float(loss.sums[index]):.6g} (weight {float(loss.weights[index]):.6g})"
+    return f"{loss.sums[index].item():.6g} (weight {loss.weights[index].item():.6g})"

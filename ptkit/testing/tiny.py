@@ -88,7 +88,7 @@ class WordTokenizer(Tokenizer):
 
 
 class TinyBackbone(Backbone):
-    """A random model with two layers: GLM, which is causal, or BERT, which isn't and has no LM head.
+    """A random model with two layers: GLM, which is causal, or BERT, which has no LM head.
 
     ``TinyBackbone()`` is all that is needed; every setting has a default. The weights follow from
     ``seed``, and torch's global random state stays as it is.

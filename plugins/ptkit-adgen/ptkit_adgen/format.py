@@ -43,6 +43,10 @@ class AdgenFormat(DatasetFormat):
         for row in read_json_rows(path, name):
             yield row if isinstance(row, BadRow) else self.make_record(*row)
 
+    def read_unanswered(self, path: Path, name: str) -> Iterator[Record | BadRow]:
+        for row in read_json_rows(path, name):
+            yield row if isinstance(row, BadRow) else self.make_record(*row, answered=False)
+
     def make_record(
         self, origin: Origin, row: Mapping[str, Any], *, answered: bool = True
     ) -> GenerationRecord | BadRow:
