@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         GenerationRecord,
         Geometry,
         HeadInfo,
+        HeadLimits,
         Origin,
         Pair,
         PromptParts,
@@ -68,8 +69,8 @@ _HOMES = {
     "ptkit.reading": "read_json_rows",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
-        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo Origin Pair PromptParts Record Row "
-        "RunInfo Sampling"
+        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo HeadLimits Origin Pair PromptParts "
+        "Record Row RunInfo Sampling"
     ),
     "ptkit.settings": "Settings Source SourcePath",
 }
@@ -88,6 +89,7 @@ __all__ = [
     "GenerationRecord",
     "Geometry",
     "HeadInfo",
+    "HeadLimits",
     "LoadedBackbone",
     "Loss",
     "Metric",
@@ -125,7 +127,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        found = getattr(import_module(_HOME[name]), name)
+        globals()[name] = found  # formats and heads look names up for every row
+        return found
     raise AttributeError(f"module 'ptkit' has no attribute {name!r}")
 
 

@@ -21,6 +21,7 @@ from ptkit.records import (
     EncodedRow,
     Geometry,
     HeadInfo,
+    HeadLimits,
     Pair,
     PromptParts,
     Record,
@@ -244,18 +245,29 @@ class TaskHead(Component):
         A record whose answer is unknown gives rows to predict from, with empty or ignored labels.
         """
 
+    def limits(self) -> HeadLimits:
+        """Which settings limit a row's tokens, and how long an answer can get; for ``ptkit check``."""
+        return HeadLimits()
+
     def build(self, info: HeadInfo) -> nn.Module | None:
         """The trainable module, initialised from ``info.seed``; None if the backbone's LM head does."""
         return None
 
     @abstractmethod
     def loss(self, module: nn.Module | None, states: States, rows: Sequence[EncodedRow]) -> Loss:
-        """The loss of rows whose hidden states are ``states`` (in the same order), one entry a group."""
+        """The loss of rows whose hidden states are ``states`` (in the same order), one entry a group.
+
+        Where rows share a loss, a group begins at each row with ``part == 0``: one record may come twice
+        in a step. ``module`` is in training mode.
+        """
 
     def outputs(
         self, module: nn.Module | None, states: States, rows: Sequence[EncodedRow]
     ) -> Sequence[Any]:
-        """One output a row, in order, on the CPU: what `decode` needs and no more."""
+        """One output a row, in order, on the CPU: what `decode` needs and no more.
+
+        The rows of a record may come in different calls, so what compares them belongs in `decode`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither outputs() nor its own predict()")
 
     def predict(
@@ -279,9 +291,11 @@ class TaskHead(Component):
 
         Default: the most frequent reference of the training records.
         """
-        references = [self.reference(record) for record in records]
-        counted = Counter(r for r in references if r is not None)
-        return [counted.most_common(1)[0][0]] if counted else []
+        references = [r for record in records if (r := self.reference(record)) is not None]
+        if not references:
+            return []
+        common = Counter(map(repr, references)).most_common(1)[0][0]  # lists can't be hashed
+        return [next(r for r in references if repr(r) == common)]
 
 
 # ------------------------------------------------------------------------------------------ scores

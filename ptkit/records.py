@@ -65,6 +65,7 @@ class Row:
     one label a token, aligned with the token that it belongs to, `IGNORE` where nothing is trained on.
     ``token_types``: segment ids for backbones that have them, else empty.
     ``cut``: how many tokens of the record did not fit and were left out.
+    ``cut_targets``: how many of those were to be trained on, such as the end of an answer.
 
     Worked example (generation, ids of a toy vocabulary)::
 
@@ -77,6 +78,7 @@ class Row:
     labels: tuple[int, ...] = ()
     token_types: tuple[int, ...] = ()
     cut: int = 0
+    cut_targets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Geometry:
 
     ``layers`` l, ``kv_groups`` g (key/value heads), ``head_size`` d, ``hidden_size`` h, ``vocab_size`` v;
     ``parameters`` counts all frozen weights. ``causal``: whether a token sees only earlier ones.
+    ``ffn_size`` f, the width inside a layer's MLP, is for memory estimates only; None: they guess it.
     """
 
     layers: int
@@ -139,6 +142,7 @@ class Geometry:
     max_positions: int
     parameters: int
     causal: bool = True
+    ffn_size: int | None = None
 
     def prefix_parameters(self, length: int) -> int:
         """Trainable numbers of a flat prefix: length x layers x 2 x groups x head size."""
@@ -153,6 +157,20 @@ class HeadInfo:
     vocab_size: int
     causal: bool
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """What bounds the rows of a head, so that ``ptkit check`` can name the setting to change.
+
+    ``source`` and ``target``: the keys of the head's settings that limit the tokens that are read and
+    those that are trained on; None if there is no such setting. ``answer``: the tokens that a prediction
+    generates at most, 0 if it generates none.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    answer: int = 0
 
 
 @dataclass(frozen=True, slots=True)

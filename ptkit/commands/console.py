@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ptkit.engine.reporter import Reporter
+from ptkit.reporter import Reporter
 
 PLAIN_EVERY = 10.0  # seconds between the plain lines of one stage
 COLUMNS = ("before", "constant", "after")

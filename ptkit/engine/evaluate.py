@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import fsum
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ptkit.components import Metric, TaskHead, Tokenizer
-from ptkit.engine.data import Part
+from ptkit.components import Metric, RowMetric, TaskHead, Tokenizer
+from ptkit.data import Part
 from ptkit.engine.model import Model
 from ptkit.engine.train import total_loss
 from ptkit.errors import PluginError
-from ptkit.records import EncodedRow, Pair, Record
 from ptkit.recipe import TrainSettings
+from ptkit.records import EncodedRow, Pair, Record
 
 ROWS_AT_ONCE = 256  # rows handed to a head's predict(); generation sorts and batches within
 
@@ -70,27 +71,69 @@ def pairs_of(head: TaskHead, part: Part, predictions: Sequence[Any]) -> list[Pai
     ]
 
 
+class Scores(NamedTuple):
+    """What the metrics say of some predictions.
+
+    ``total``: score by name, in the metrics' order. ``rows``: for each pair the scores of the metrics that
+    score single rows; a name is missing where its metric doesn't apply. ``units``: unit by name.
+    """
+
+    total: dict[str, float]
+    rows: list[dict[str, float]]
+    units: dict[str, str]
+
+
+def score_rows(metrics: Sequence[Metric], pairs: Sequence[Pair]) -> Scores:
+    """All scores, of the whole and of its rows; a row is scored once by each metric.
+
+    Raises `PluginError` if two metrics give a score of the same name.
+    """
+    total: dict[str, float] = {}
+    rows: list[dict[str, float]] = [{} for _ in pairs]
+    units: dict[str, str] = {}
+    for metric in metrics:
+        if isinstance(metric, RowMetric):
+            found = [metric.score_row(pair) for pair in pairs]
+            for row, scores in zip(rows, found, strict=True):
+                row.update(scores or {})
+            if type(metric).score is RowMetric.score:
+                means = _means([scores for scores in found if scores is not None])
+            else:
+                means = metric.score(pairs)
+        else:
+            means = metric.score(pairs)
+        for name, value in means.items():
+            if name in total:
+                raise PluginError(f"metric {metric.name!r}: another metric already gives {name!r}")
+            total[name] = float(value)
+            units[name] = metric.unit
+    return Scores(total, rows, units)
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """As `RowMetric.score`, of scores that are known already."""
+    return {name: fsum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+
 def score(metrics: Sequence[Metric], pairs: Sequence[Pair]) -> dict[str, float]:
     """All scores by name, in the metrics' order; metrics that don't apply give none."""
-    scores: dict[str, float] = {}
-    for metric in metrics:
-        for name, value in metric.score(pairs).items():
-            if name in scores:
-                raise PluginError(f"metric {metric.name!r}: another metric already gives {name!r}")
-            scores[name] = float(value)
-    return scores
+    return score_rows(metrics, pairs).total
 
 
 def best_constant(
     head: TaskHead, metrics: Sequence[Metric], train: Sequence[Record], part: Part, *, seed: int
-) -> tuple[Any, dict[str, float]] | None:
+) -> tuple[Any, Scores] | None:
     """The constant answer with the best first score, and its scores: what knowing nothing is worth.
 
     ``train``: training records, or a sample of them.
     """
-    best: tuple[Any, dict[str, float]] | None = None
+    best: tuple[Any, Scores] | None = None
     for constant in head.constants(train, seed=seed):
-        scores = score(metrics, pairs_of(head, part, [constant] * part.count))
-        if scores and (best is None or next(iter(scores.values())) > next(iter(best[1].values()))):
+        scores = score_rows(metrics, pairs_of(head, part, [constant] * part.count))
+        if scores.total and (best is None or _first(scores) > _first(best[1])):
             best = (constant, scores)
     return best
+
+
+def _first(scores: Scores) -> float:
+    return next(iter(scores.total.values()))

@@ -93,6 +93,15 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def clear_partials(folder: Path) -> None:
+    """Remove what a killed writer left below ``folder``."""
+    for path in sorted(folder.rglob(f"*{PARTIAL}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

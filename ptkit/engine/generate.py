@@ -39,11 +39,13 @@ def generate(
     sampling: Sampling,
     *,
     batch_tokens: int,
+    keys: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The continuation of each prompt up to eos (left out) or ``max_new_tokens``, in the prompts' order.
 
     Greedy and sampled draws of a row depend on the row alone, not on its batch, up to float rounding.
+    ``keys``: what tells rows' draws apart besides the seed; default: their index in ``prompts``.
     ``batch_tokens`` bounds rows x (prompt + new tokens) of a batch; ``progress`` is called with the number
     of rows that were finished since the last call.
     """
@@ -51,9 +53,12 @@ def generate(
         raise ValueError("a prompt needs at least one token")
     answers: list[list[int]] = [[] for _ in prompts]
     lengths = [len(prompt) for prompt in prompts]
+    keys = range(len(prompts)) if keys is None else keys
     for batch in batches(lengths, sampling.max_new_tokens, batch_tokens):
         for index, answer in zip(
-            batch, _decode(model, [prompts[i] for i in batch], batch, sampling, progress), strict=True
+            batch,
+            _decode(model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, progress),
+            strict=True,
         ):
             answers[index] = answer
     return answers
@@ -62,14 +67,14 @@ def generate(
 def _decode(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    indices: Sequence[int],
+    keys: Sequence[int],
     sampling: Sampling,
     progress: Callable[[int], None] | None,
 ) -> list[list[int]]:
     device, longest = model.device, max(len(prompt) for prompt in prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     answers: list[list[int]] = [[] for _ in prompts]
-    draws = [_generator(sampling.seed, index) for index in indices] if sampling.temperature else []
+    draws = [_generator(sampling.seed, key) for key in keys] if sampling.temperature else []
     prefix_index = NO_PREFIX if model.prefix is None else 0
 
     real = torch.arange(longest) >= longest - lengths[:, None]  # [b, k], left-padded
@@ -109,8 +114,8 @@ def _decode(
     return answers
 
 
-def _generator(seed: int, row: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
+def _generator(seed: int, key: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 

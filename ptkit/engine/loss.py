@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 2**25  # numbers; 128 MiB in float32
+from ptkit.batching import LOGITS_AT_ONCE
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Model:
 
     @contextmanager
     def using(self, prefix: Sequence[KeyValue] | None) -> Iterator[None]:
-        """Use another prefix, or none, inside a with block."""
+        """Use another prefix, or none, inside a with block; a backward pass belongs inside it too."""
         before = self.prefix
         self.set_prefix(prefix)
         try:
@@ -218,11 +218,12 @@ class Model:
         sampling: Sampling,
         *,
         batch_tokens: int = 16384,
+        keys: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
         """The continuation of each prompt, in order, without eos; see `ptkit.engine.generate`."""
         from ptkit.engine.generate import generate
 
         return generate(
-            self, prompts, sampling, batch_tokens=batch_tokens, progress=progress
+            self, prompts, sampling, batch_tokens=batch_tokens, keys=keys, progress=progress
         )

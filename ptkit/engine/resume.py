@@ -12,6 +12,7 @@ from ptkit.errors import PtkitError
 from ptkit.recipe import Recipe
 
 MUST_MATCH = ("backbone", "data", "device", "dtype")
+NAMES = ("backbone.name", "source")  # what things are called may change; fingerprints and hashes may not
 MAY_DIFFER = ("threads", "packages", "plugins", "ptkit")  # results may differ in the last bits
 
 
@@ -50,12 +51,14 @@ def check_same_run(folder: Path, recipe: Recipe, environment: Mapping[str, Any])
     problems = [
         f"{folder}: was started with {key} = {_shown(old)}, now it is {_shown(new)}"
         for key, old, new in _differences(recipe_then, recipe_now)
+        if not (_is_path(old) and _is_path(new))
     ]
     now = json.loads(json.dumps(environment))
     for key in MUST_MATCH:
         problems += [
             f"{folder}: was started with {name} {_shown(old)}, now it is {_shown(new)}"
             for name, old, new in _differences({key: then.get(key)}, {key: now.get(key)})
+            if not name.endswith(NAMES)
         ]
     if problems:
         raise PtkitError(*problems, "start a new run in another folder, or undo the change")
@@ -73,6 +76,10 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any
             yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
         yield where, old, new
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 
 import ptkit
-from ptkit.components import Backbone, Component, DatasetFormat, Metric, TaskHead, Tracker, Transform
+from ptkit.batching import Order
+from ptkit.components import Backbone, TaskHead
+from ptkit.data import Part
 from ptkit.engine.adapter import describe_backbone, save_adapter
-from ptkit.engine.batching import Order
+from ptkit.engine.card import write_card
 from ptkit.engine.checkpoint import (
     folder_of,
     load_optimizer,
@@ -24,14 +26,21 @@ from ptkit.engine.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from ptkit.engine.data import Part, encode_part, read_parts
 from ptkit.engine.environment import describe
-from ptkit.engine.evaluate import best_constant, evaluate_loss, pairs_of, predict, score
-from ptkit.engine.files import whole_file, write_json, write_text
+from ptkit.engine.evaluate import (
+    Scores,
+    best_constant,
+    evaluate_loss,
+    pairs_of,
+    predict,
+    score_rows,
+)
+from ptkit.engine.files import clear_partials, whole_file, write_json, write_text
+from ptkit.engine.lengths import describe_lengths
 from ptkit.engine.model import Model, pick_device, pick_dtype
 from ptkit.engine.plot import plot_losses
 from ptkit.engine.prefix import PrefixEncoder
-from ptkit.engine.reporter import Reporter
+from ptkit.engine.report import write_report
 from ptkit.engine.resume import check_same_run, check_unused
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tracking import Tracking, read_events
@@ -45,8 +54,10 @@ from ptkit.engine.train import (
     train,
 )
 from ptkit.errors import PtkitError
+from ptkit.preparation import prepare
 from ptkit.recipe import Recipe
 from ptkit.records import HeadInfo, RunInfo
+from ptkit.reporter import Reporter
 
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
@@ -62,60 +73,6 @@ class RunResult:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
-
-
-@dataclass
-class Prepared:
-    """The components of a recipe, made, and its data, read and encoded; no weights."""
-
-    recipe: Recipe
-    backbone: Backbone
-    head: TaskHead
-    metrics: list[Metric]
-    trackers: list[Tracker]
-    parts: dict[str, Part] = field(default_factory=dict)
-
-    @property
-    def scored(self) -> Part | None:
-        """The part that the scores are of: test, else validation."""
-        return self.parts.get("test") or self.parts.get("validation")
-
-
-def _made(component: Component, base: type[Any]) -> Any:
-    assert isinstance(component, base)
-    return component
-
-
-def prepare(recipe: Recipe, reporter: Reporter) -> Prepared:
-    """Make the components, read the data and encode it. Raises `PtkitError` for what doesn't fit."""
-    form: DatasetFormat = _made(recipe.dataset.create(), DatasetFormat)
-    metrics = [_made(choice.create(), Metric) for choice in recipe.metrics]
-    named = {metric.name for metric in metrics}
-    metrics += [c(c.Settings()) for c in form.controls if c.name not in named]
-    transforms = [_made(choice.create(), Transform) for choice in recipe.transforms]
-    backbone: Backbone = _made(recipe.backbone.create(), Backbone)
-    head: TaskHead = _made(recipe.task.create(), TaskHead)
-    geometry, tokenizer = backbone.geometry, backbone.tokenizer
-    parts = read_parts(form, transforms, seed=recipe.train.seed)
-    if type(head).collect_labels is not TaskHead.collect_labels:
-        labels = head.collect_labels(parts["train"].stream())
-        head = _made(recipe.task.create(labels=labels), TaskHead)
-    for part in parts.values():
-        what = f"encoding {part.name}"
-
-        def show(done: int, what: str = what) -> None:
-            reporter.progress(what, done, None, {})
-
-        encode_part(
-            part, head, tokenizer, geometry.max_positions, seed=recipe.train.seed, progress=show
-        )
-        cut = sum(1 for index in range(len(part.rows)) if part.rows.cut(index))
-        note = f", {cut:,} of them cut to the length limit" if cut else ""
-        reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
-        if part.skipped:
-            reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
-    trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
-    return Prepared(recipe, backbone, head, metrics, trackers, parts)
 
 
 def build_prefix(recipe: Recipe, backbone: Backbone, model: Model) -> PrefixEncoder:
@@ -157,7 +114,7 @@ def build_head(head: TaskHead, backbone: Backbone, model: Model, seed: int) -> n
     """The head's trainable module, if it has one, on the model's device."""
     shape = backbone.geometry
     module = head.build(HeadInfo(shape.hidden_size, shape.vocab_size, shape.causal, seed))
-    return None if module is None else module.to(model.device)
+    return None if module is None else module.to(model.device).eval()
 
 
 def portable(value: Any) -> Any:
@@ -243,6 +200,8 @@ class _Run(Watcher):
             plot_losses(
                 read_events(self.folder / EVENTS), self.folder / "loss.png", self.recipe.name
             )
+            write_card(self.folder)
+            write_report(self.folder)
         except Interrupted as stop:
             raise Interrupted(stop.number, *self._how_to_resume()) from None
         hooks.ptkit_after_run(run=self.info, scores=scores)
@@ -286,6 +245,7 @@ class _Run(Watcher):
         """Write what the run is, or check that a resumed one is the same; start the events."""
         checkpoint = None
         if self.resume:
+            clear_partials(self.folder)
             for warning in check_same_run(self.folder, self.recipe, self.environment):
                 self.reporter.warning(warning)
             checkpoint = newest_checkpoint(self.checkpoints)
@@ -299,6 +259,8 @@ class _Run(Watcher):
             skipped = [str(row) for part in self.prepared.parts.values() for row in part.skipped]
             if skipped:
                 write_text(self.folder / "skipped.txt", "\n".join(skipped) + "\n")
+            lengths = describe_lengths(self.prepared.parts.values())
+            write_json(self.folder / "lengths.json", lengths)
             write_json(self.folder / "environment.json", self.environment)
         store = self.prepared.parts["train"].rows
         settings = self.settings
@@ -403,10 +365,8 @@ class _Run(Watcher):
             return ["stopped before training began: nothing was written"]
         newest = newest_checkpoint(self.checkpoints)
         saved = "before the first step" if newest is None else f"with {newest.name} saved"
-        recipe = self.recipe.path or f"{self.folder}/recipe.toml"
-        return [
-            f"stopped {saved}; go on with: ptkit run {recipe} --out {self.folder} --resume"
-        ]
+        recipe = self.folder / "recipe.toml"  # with what --set changed
+        return [f"stopped {saved}; go on with: ptkit run {recipe} --out {self.folder} --resume"]
 
     def _not_finite(self, error: NotFinite) -> list[str]:
         origins = self.prepared.parts["train"].origins
@@ -462,32 +422,40 @@ class _Run(Watcher):
         self.model.set_prefix(self.trainable.keys_and_values())
         after = self._answer("tuned")
         assert after is not None
-        self._write_predictions(part, before, after)
         constant = best_constant(
             head, metrics, self.prepared.parts["train"].sample, part, seed=self.settings.seed
         )
         pairs = pairs_of(head, part, after)
-        scores = {"before": score(metrics, pairs_of(head, part, before))}
+        found = {"before": score_rows(metrics, pairs_of(head, part, before))}
         if constant is not None:
-            scores["constant"] = constant[1]
-        scores["after"] = score(metrics, pairs)
-        write_json(self.folder / "scores.json", scores)
-        for text in dict.fromkeys(text for metric in metrics for text in metric.warnings(pairs)):
-            self.reporter.warning(text)
+            found["constant"] = constant[1]
+        found["after"] = score_rows(metrics, pairs)
+        self._write_predictions(part, before, after, found)
         answer = None if constant is None else str(constant[0])
+        warnings = list(dict.fromkeys(text for m in metrics for text in m.warnings(pairs)))
+        scoring = {"constant": answer, "units": found["after"].units, "warnings": warnings}
+        write_json(self.folder / "scoring.json", scoring)
+        scores = {name: scored.total for name, scored in found.items()}
+        write_json(self.folder / "scores.json", scores)
+        for text in warnings:
+            self.reporter.warning(text)
         self.reporter.scores(scores, answer, part.name, part.count)
         self.tracking.event("scores", {"step": self.progress.step, **scores})
         return scores
 
-    def _write_predictions(self, part: Part, before: Sequence[Any], after: Sequence[Any]) -> None:
+    def _write_predictions(
+        self, part: Part, before: Sequence[Any], after: Sequence[Any], scores: Mapping[str, Scores]
+    ) -> None:
         path = self.folder / "predictions.jsonl"
+        rows = zip(part.records or [], before, after, strict=True)
         with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-            for record, untuned, tuned in zip(part.records or [], before, after, strict=True):
+            for index, (record, untuned, tuned) in enumerate(rows):
                 line = {
                     "origin": str(record.origin),
                     "prompt": getattr(record, "prompt", None),
                     "reference": self.prepared.head.reference(record),
                     "before": untuned,
                     "after": tuned,
+                    "scores": {name: found.rows[index] for name, found in scores.items()},
                 }
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ptkit.batching import Order, micro_batches
 from ptkit.components import Loss, TaskHead
+from ptkit.data import RowStore
 from ptkit.engine.attention import KeyValue
-from ptkit.engine.batching import Order, micro_batches
-from ptkit.engine.data import RowStore
 from ptkit.engine.loss import at_least_float32
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
@@ -148,9 +148,13 @@ def step_gradients(
         numerator.backward()
         model.set_prefix(pairs)  # the casts of the last micro-batch went with its graph
 
-    with model.using(pairs):
-        totals = total_loss(model, head, trainable.module, store, groups, settings, backward)
     module = trainable.module
+    if module is not None:
+        module.train()
+    with model.using(pairs):
+        totals = total_loss(model, head, module, store, groups, settings, backward)
+    if module is not None:
+        module.eval()
     for leaf in (*leaves, *(() if module is None else module.parameters())):
         if leaf.grad is not None:
             leaf.grad.div_(totals.weight)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, TaskHead
+from ptkit.data import Part, encode_part
 from ptkit.engine.adapter import Adapter, load_adapter
-from ptkit.engine.data import Part, encode_part
 from ptkit.engine.evaluate import predict
 from ptkit.engine.model import Model
 from ptkit.engine.session import build_head, load_model

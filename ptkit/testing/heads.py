@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, TaskHead, Tokenizer
-from ptkit.engine.data import RowStore
+from ptkit.data import RowStore
 from ptkit.records import IGNORE, Geometry, HeadInfo, Record, Row
 from ptkit.testing.faults import Subject, same
 from ptkit.testing.losses import Bench, check_losses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, Loss, TaskHead
-from ptkit.engine.data import RowStore
+from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.states import States
@@ -129,7 +129,8 @@ def _check_alone(bench: Bench, whole: Loss) -> None:
     expected = Loss(torch.cat([whole.sums] * 2), torch.cat([whole.weights] * 2))
     doubled = _close(twice, expected)
     spread = len(groups) > 1 and _equal(whole.sums, whole.sums.mean().expand_as(whole.sums))
-    if _equal(2 * twice.sums, expected.sums) or (spread and not _close(alone, whole)):
+    halved = not doubled and _equal(2 * twice.sums, expected.sums)
+    if halved or (spread and not _close(alone, whole)):
         raise subject.fault(
             f"loss() averages by itself: {_total(whole)} for all rows, {_total(twice)} for them "
             f"twice, {_total(alone)} for each alone; {_SUMS_HINT}"

@@ -151,6 +151,7 @@ class TinyBackbone(Backbone):
             max_positions=shape.max_positions,
             parameters=self._glm_parameters() if shape.causal else self._bert_parameters(),
             causal=shape.causal,
+            ffn_size=self._intermediate_size,
         )
 
     def _glm_parameters(self) -> int:

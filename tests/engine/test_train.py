@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from ptkit_tasks.generation import Generation
+
 from ptkit.components import Loss
-from ptkit.engine.data import RowStore
+from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import (
@@ -15,13 +17,12 @@ from ptkit.engine.train import (
     combine,
     learning_rate,
     make_optimizer,
-    step_gradients,
     step_generator,
+    step_gradients,
 )
 from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE, Geometry, Row
 from ptkit.testing import TinyBackbone, tiny_model
-from ptkit_tasks.generation import Generation
 
 PREFIX = 3
 HEAD = Generation(Generation.Settings())

@@ -18,9 +18,8 @@ from ptkit_tasks import generation
 from torch import Tensor
 
 import ptkit
-from ptkit.engine.batching import micro_batches
-from ptkit.engine.data import Part, RowStore
-from ptkit.engine.evaluate import predict
+from ptkit.batching import micro_batches
+from ptkit.data import RowStore
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import Totals, Trainable, make_optimizer, step_gradients
 from ptkit.recipe import TrainSettings
@@ -186,10 +185,13 @@ def test_it_predicts_what_it_learned(case: Case) -> None:
     for step in range(40):
         case.step(model, trainable, step=step)
         optimizer.step()
-    part = Part("train", ptkit.SourcePath("records", Path(".")), case.records, rows=case.store)
     with model.using(trainable.keys_and_values()):
-        found = predict(model, case.head, trainable.module, part, case.backbone.tokenizer)
-    assert found == [case.head.reference(record) for record in case.records]
+        outputs = case.head.predict(model, trainable.module, list(case.store))
+    for index, record in enumerate(case.records):
+        rows = [case.store[i].row for i in case.store.rows_of(index)]
+        own = [outputs[i] for i in case.store.rows_of(index)]
+        found = case.head.decode(record, rows, own, case.backbone.tokenizer)
+        assert found == case.head.reference(record)
 
 
 def tokens_for(case: Case, model: ptkit.Model, parts: int) -> int:

@@ -71,6 +71,7 @@ class ChatGLM2Config:
             vocab_size=v,
             max_positions=self.seq_length,
             parameters=self.num_layers * layer + 2 * v * h + h,
+            ffn_size=f,
         )
 
     def transformers(self) -> Any:

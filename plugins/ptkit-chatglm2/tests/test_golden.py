@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ptkit
 import pytest
 import torch
-from ptkit.engine.data import RowStore
+from ptkit_chatglm2.backbone import ChatGLM2
+from ptkit_tasks.generation import Generation
+from safetensors.torch import load_file
+
+import ptkit
+from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import Trainable, make_optimizer, step_gradients
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Row
-from ptkit_chatglm2.backbone import ChatGLM2
-from ptkit_tasks.generation import Generation
-from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
 PROJECTION = {"prefix": None, "projection": 64}

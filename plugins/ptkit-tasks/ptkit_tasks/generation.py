@@ -57,9 +57,17 @@ class Generation(ptkit.TaskHead):
         if record.response is None:
             return [ptkit.Row(tuple(prompt), tuple(labels), cut=cut)]
         answer = tokenizer.encode(record.response)
-        cut += max(0, len(answer) - self.settings.max_target_tokens)
+        left_out = max(0, len(answer) - self.settings.max_target_tokens)
         answer = [*answer[: self.settings.max_target_tokens], tokenizer.eos_id]
-        return [ptkit.Row((*prompt, *answer), (*labels, *answer), cut=cut)]
+        return [
+            ptkit.Row(
+                (*prompt, *answer), (*labels, *answer), cut=cut + left_out, cut_targets=left_out
+            )
+        ]
+
+    def limits(self) -> ptkit.HeadLimits:
+        answer = self.settings.sampling.max_new_tokens or self.settings.max_target_tokens
+        return ptkit.HeadLimits("max_source_tokens", "max_target_tokens", answer)
 
     def _prompt(
         self, record: ptkit.GenerationRecord, tokenizer: ptkit.Tokenizer
@@ -127,6 +135,7 @@ class Generation(ptkit.TaskHead):
                 top_k=sampling.top_k,
                 seed=sampling.seed,
             ),
+            keys=[row.record for row in rows],
         )
 
     def decode(

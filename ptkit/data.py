@@ -8,6 +8,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -68,14 +69,19 @@ class FlatInts:
 
 
 class RowStore:
-    """Encoded rows of records 0, 1, 2, … as flat int32 arrays with offsets; large ones lie on disk."""
+    """Encoded rows of records 0, 1, 2, … as flat int32 arrays with offsets; large ones lie on disk.
 
-    def __init__(self) -> None:
+    ``keep=False`` forgets the rows and knows their lengths only.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self._keep = keep
         self._flat = {name: FlatInts() for name in ("tokens", "labels", "token_types")}
         self._ends = {name: array("q", [0]) for name in self._flat}
         self._record = array("i")
         self._part = array("i")
         self._cut = array("i")
+        self._cut_targets = array("i")
         self._weight = array("d")
         self._first_row = array("q", [0])
 
@@ -84,11 +90,14 @@ class RowStore:
         record = len(self._first_row) - 1
         for part, row in enumerate(rows):
             for name, flat in self._flat.items():
-                flat.extend(getattr(row, name))
-                self._ends[name].append(len(flat))
+                values, ends = getattr(row, name), self._ends[name]
+                if self._keep:
+                    flat.extend(values)
+                ends.append(ends[-1] + len(values))
             self._record.append(record)
             self._part.append(part)
             self._cut.append(row.cut)
+            self._cut_targets.append(row.cut_targets)
             self._weight.append(weight)
         self._first_row.append(len(self._record))
 
@@ -112,6 +121,10 @@ class RowStore:
         """The number of tokens of a row's record that were left out."""
         return self._cut[index]
 
+    def cut_targets(self, index: int) -> int:
+        """How many of those were to be trained on."""
+        return self._cut_targets[index]
+
     def weight(self, index: int) -> float:
         return self._weight[index]
 
@@ -120,7 +133,15 @@ class RowStore:
             ends = self._ends[name]
             return self._flat[name].slice(ends[index], ends[index + 1])
 
-        row = Row(part("tokens"), part("labels"), part("token_types"), self._cut[index])
+        if not self._keep:
+            raise ValueError("this RowStore keeps lengths only")
+        row = Row(
+            part("tokens"),
+            part("labels"),
+            part("token_types"),
+            self._cut[index],
+            self._cut_targets[index],
+        )
         return EncodedRow(row, self._record[index], self._part[index], self._weight[index])
 
     def __iter__(self) -> Iterator[EncodedRow]:
@@ -159,8 +180,9 @@ SAMPLE = 2000  # records of a streamed part that stay in memory, for the constan
 class Part:
     """A part of the data: what it is made of, and, once encoded, its rows.
 
-    ``records`` holds them all for the parts that are scored, split or transformed; a plain training file
-    is streamed, and ``records`` is then None. ``sample``: up to 2,000 of them, picked by the seed.
+    ``records`` holds them all for the parts that are scored or transformed; a training file that isn't
+    transformed is streamed, and ``records`` is then None. ``sample``: up to 2,000 of them, picked by the
+    seed.
     """
 
     name: str
@@ -240,7 +262,7 @@ def read_parts(
         reader = _Reader(form, name, source, _limit(settings, name))
         parts[name] = Part(name, source, reader, skipped=reader.skipped, sha256=sha256(source))
         changed = any(name in transform.on for transform in transforms)
-        if name != "train" or splits or changed:
+        if name != "train" or (changed and not splits):
             _keep(parts[name], list(reader()))
     if splits:
         assert settings.split is not None
@@ -250,7 +272,9 @@ def read_parts(
     for transform in transforms:
         for name in transform.on:
             if name in parts:
-                records = list(transform.apply(parts[name].records or [], seed=seed))
+                before = parts[name].records
+                before = list(parts[name].stream()) if before is None else before
+                records = list(transform.apply(before, seed=seed))
                 if not records:
                     raise DataError(f"transform {transform.name!r} left no rows of dataset.{name}")
                 _keep(parts[name], records)
@@ -263,20 +287,22 @@ def _keep(part: Part, records: list[Record]) -> None:
 
 
 def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str, Part]:
-    records = train.records or []
-    count = len(records)
+    """Hold a share of the training rows out; the file is read twice, so that train stays streamed."""
+    count = sum(1 for _ in train.stream())
     held = max(1, round(share * count))
     if held >= count:
         raise DataError(
             f"{train.source.name}: dataset.split = {share} of {count} rows leaves none to train on"
         )
-    chosen = set(np.random.default_rng(seed).permutation(count)[:held].tolist())
-    validation = [r for i, r in enumerate(records) if i in chosen]
-    rest = [r for i, r in enumerate(records) if i not in chosen]
-    source, digest = train.source, train.sha256
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(count)[:held]] = True
+    picked = (record for record, out in zip(train.stream(), chosen, strict=True) if out)
+    validation = list(islice(picked, limit))
+    whole = train.stream
+    train.stream = lambda: (r for r, out in zip(whole(), chosen, strict=True) if not out)
     return {
-        "train": Part.of("train", source, rest, skipped=train.skipped, sha256=digest),
-        "validation": Part.of("validation", source, validation[:limit], sha256=digest),
+        "train": train,
+        "validation": Part.of("validation", train.source, validation, sha256=train.sha256),
     }
 
 
@@ -288,8 +314,11 @@ def encode_part(
     *,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[Record, Sequence[Row]], None] | None = None,
 ) -> None:
-    """Fill ``part.rows``, ``origins`` and ``sample``. ``progress`` gets the number of records so far.
+    """Fill ``part.rows``, ``origins`` and ``sample``.
+
+    ``progress`` gets the number of records so far, ``watch`` every record with its rows.
 
     Raises `DataError` for a record that gives no row, or one that the backbone can't take.
     """
@@ -306,6 +335,8 @@ def encode_part(
             )
         part.rows.append(rows, record.weight)
         part.origins.append(record.origin)
+        if watch is not None:
+            watch(record, rows)
         if index < SAMPLE:
             part.sample.append(record)
         elif (place := draw.randrange(index + 1)) < SAMPLE:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+LOGITS_AT_ONCE = 2**25  # numbers that the LM head's loss makes at a time; 128 MiB in float32
+
 
 class Order:
     """The seeded order of records: one permutation an epoch, endlessly, cut into steps of ``batch_size``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ptkit.engine.batching import Order, micro_batches
+
+from ptkit.batching import Order, micro_batches
 
 
 def test_an_epoch_takes_every_record_once() -> None:

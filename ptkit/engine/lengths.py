@@ -1,0 +1,76 @@
+"""lengths.json: how long the encoded rows of a run are, as histograms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from ptkit.data import Part, RowStore
+from ptkit.records import IGNORE, EncodedRow
+
+BINS = 40  # at most, in a histogram
+LOOKED_AT = 200_000  # rows; of a larger part every second, third, … is counted
+
+
+def describe_lengths(parts: Iterable[Part]) -> dict[str, Any]:
+    """For each part its rows, how many lost tokens to a limit and how many tokens, and its lengths.
+
+    ``series`` has the tokens of prompt and target where the rows are trained on tokens of their own, as in
+    generation, and else of the input. A histogram counts rows: bin i holds lengths from i x ``width``
+    up to, not including, (i + 1) x ``width``.
+    """
+    return {part.name: _describe(part.rows) for part in parts}
+
+
+def _describe(store: RowStore) -> dict[str, Any]:
+    every = max(1, -(-len(store) // LOOKED_AT))
+    cuts = [cut for index in range(len(store)) if (cut := store.cut(index))]
+    counted: dict[str, Counter[int]] = {}
+    for index in range(0, len(store), every):
+        for name, length in row_lengths(store[index]).items():
+            counted.setdefault(name, Counter())[length] += 1
+    return {
+        "rows": len(store),
+        "cut_rows": len(cuts),
+        "cut_tokens": sum(cuts),
+        "counted_every": every,
+        "series": {name: histogram(counter) for name, counter in counted.items()},
+    }
+
+
+def row_lengths(row: EncodedRow) -> dict[str, int]:
+    """Tokens of a row by what they are for.
+
+    Example (start 8 9, prompt 5 6, answer 7, eos 2, trained on the last two): prompt 4, target 2.
+    """
+    tokens, labels = row.tokens, row.labels
+    if len(labels) == len(tokens):
+        target = sum(label != IGNORE for label in labels)
+        start = len(labels) - target
+        if 0 < target < len(labels) and labels[start:] == tokens[start:]:
+            return {"prompt": start, "target": target}
+    return {"input": len(tokens)}
+
+
+def histogram(lengths: Counter[int]) -> dict[str, Any]:
+    """Counts by length as bins of a round width, with the mean, median and maximum in tokens."""
+    longest = max(lengths)
+    width = next(
+        digit * 10**power
+        for power in range(12)
+        for digit in (1, 2, 5)
+        if longest // (digit * 10**power) < BINS
+    )
+    counts = [0] * (longest // width + 1)
+    for length, rows in lengths.items():
+        counts[length // width] += rows
+    total = lengths.total()
+    return {
+        "width": width,
+        "counts": counts,
+        "mean": sum(length * rows for length, rows in lengths.items()) / total,
+        "median": median(sorted(lengths.elements())),
+        "max": longest,
+    }

@@ -1,0 +1,93 @@
+"""What a check and a run share: a recipe's components, made, and its data, read and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from ptkit.components import (
+    Backbone,
+    Component,
+    DatasetFormat,
+    Metric,
+    TaskHead,
+    Tracker,
+    Transform,
+)
+from ptkit.data import Part, RowStore, encode_part, read_parts
+from ptkit.recipe import Recipe
+from ptkit.records import Record, Row
+from ptkit.reporter import Reporter
+
+
+@dataclass
+class Prepared:
+    """The components of a recipe, made, and its data, read and encoded; no weights."""
+
+    recipe: Recipe
+    backbone: Backbone
+    head: TaskHead
+    metrics: list[Metric]
+    trackers: list[Tracker]
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> Part | None:
+        """The part that the scores are of: test, else validation."""
+        return self.parts.get("test") or self.parts.get("validation")
+
+
+def _made(component: Component, base: type[Any]) -> Any:
+    assert isinstance(component, base)
+    return component
+
+
+class Watch(Protocol):
+    """Sees every record with its rows as a part is encoded."""
+
+    def __call__(self, part: Part, record: Record, rows: Sequence[Row]) -> None: ...
+
+
+def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> Prepared:
+    """Make the components, read the data and encode it. Raises `PtkitError` for what doesn't fit.
+
+    With ``watch``, which sees every row, the parts keep the lengths of their rows only.
+    """
+    form: DatasetFormat = _made(recipe.dataset.create(), DatasetFormat)
+    metrics = [_made(choice.create(), Metric) for choice in recipe.metrics]
+    named = {metric.name for metric in metrics}
+    metrics += [c(c.Settings()) for c in form.controls if c.name not in named]
+    transforms = [_made(choice.create(), Transform) for choice in recipe.transforms]
+    backbone: Backbone = _made(recipe.backbone.create(), Backbone)
+    head: TaskHead = _made(recipe.task.create(), TaskHead)
+    geometry, tokenizer = backbone.geometry, backbone.tokenizer
+    parts = read_parts(form, transforms, seed=recipe.train.seed)
+    if type(head).collect_labels is not TaskHead.collect_labels:
+        labels = head.collect_labels(parts["train"].stream())
+        head = _made(recipe.task.create(labels=labels), TaskHead)
+    for part in parts.values():
+        what = f"encoding {part.name}"
+
+        def show(done: int, what: str = what) -> None:
+            reporter.progress(what, done, None, {})
+
+        if watch is not None:
+            part.rows = RowStore(keep=False)
+        encode_part(
+            part,
+            head,
+            tokenizer,
+            geometry.max_positions,
+            seed=recipe.train.seed,
+            progress=show,
+            watch=None if watch is None else partial(watch, part),
+        )
+        cut = sum(1 for index in range(len(part.rows)) if part.rows.cut(index))
+        note = f", {cut:,} of them cut to the length limit" if cut else ""
+        reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
+        if part.skipped:
+            reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
+    trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
+    return Prepared(recipe, backbone, head, metrics, trackers, parts)
