@@ -30,11 +30,13 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "compare": Entry("Show finished runs side by side.", "ptkit.commands.compare"),
     "new": Entry(
         "Start from something that works.",
         commands={"recipe": Entry("Write a recipe to start from.", "ptkit.commands.new_recipe")},
     ),
     "plugins": Entry("List the installed plugins and what they add.", "ptkit.commands.plugins"),
+    "report": Entry("Make the report of a finished run again.", "ptkit.commands.report"),
     "run": Entry("Train and score the adapter of a recipe.", "ptkit.commands.run"),
     "schema": Entry("Print the JSON Schema of a recipe.", "ptkit.commands.schema"),
 }

@@ -207,10 +207,10 @@ class Part:
 
 
 class _Reader:
-    """Reads one file of the recipe: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
+    """Reads one file: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
 
-    def __init__(self, form: DatasetFormat, name: str, source: SourcePath, limit: int | None) -> None:
-        self.form, self.name, self.source, self.limit = form, name, source, limit
+    def __init__(self, form: DatasetFormat, key: str, source: SourcePath, limit: int | None) -> None:
+        self.form, self.key, self.source, self.limit = form, key, source, limit
         self.skipped: list[BadRow] = []
 
     def __call__(self) -> Iterator[Record]:
@@ -233,8 +233,16 @@ class _Reader:
         if not found:
             bad = f" ({len(self.skipped)} bad rows were skipped)" if self.skipped else ""
             raise DataError(
-                f"{self.source.name}: has no rows{bad}; dataset.{self.name} needs at least one"
+                f"{self.source.name}: has no rows{bad}; {self.key} needs at least one"
             )
+
+
+def open_part(
+    form: DatasetFormat, name: str, source: SourcePath, limit: int | None, key: str
+) -> Part:
+    """A part that reads ``source`` when it is streamed; ``key``: the setting that named the file."""
+    reader = _Reader(form, key, source, limit)
+    return Part(name, source, reader, skipped=reader.skipped, sha256=sha256(source))
 
 
 def _limit(settings: DatasetFormat.Settings, name: str) -> int | None:
@@ -259,11 +267,10 @@ def read_parts(
         source = getattr(settings, name)
         if source is None:
             continue
-        reader = _Reader(form, name, source, _limit(settings, name))
-        parts[name] = Part(name, source, reader, skipped=reader.skipped, sha256=sha256(source))
+        parts[name] = open_part(form, name, source, _limit(settings, name), f"dataset.{name}")
         changed = any(name in transform.on for transform in transforms)
         if name != "train" or (changed and not splits):
-            _keep(parts[name], list(reader()))
+            keep(parts[name], list(parts[name].stream()))
     if splits:
         assert settings.split is not None
         parts = _split(parts["train"], settings.split, _limit(settings, "validation"), seed) | {
@@ -277,11 +284,12 @@ def read_parts(
                 records = list(transform.apply(before, seed=seed))
                 if not records:
                     raise DataError(f"transform {transform.name!r} left no rows of dataset.{name}")
-                _keep(parts[name], records)
+                keep(parts[name], records)
     return {name: parts[name] for name in PARTS if name in parts}
 
 
-def _keep(part: Part, records: list[Record]) -> None:
+def keep(part: Part, records: list[Record]) -> None:
+    """Make ``records`` those of the part, in memory."""
     part.records = records
     part.stream = lambda: iter(records)
 
@@ -296,14 +304,30 @@ def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str,
         )
     chosen = np.zeros(count, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(count)[:held]] = True
-    picked = (record for record, out in zip(train.stream(), chosen, strict=True) if out)
+    picked = (record for record, out in zip(train.stream(), chosen, strict=False) if out)
     validation = list(islice(picked, limit))
     whole = train.stream
-    train.stream = lambda: (r for r, out in zip(whole(), chosen, strict=True) if not out)
+    train.stream = lambda: (r for r, out in zip(whole(), chosen, strict=False) if not out)
     return {
         "train": train,
         "validation": Part.of("validation", train.source, validation, sha256=train.sha256),
     }
+
+
+def encode_record(
+    record: Record, head: TaskHead, tokenizer: Tokenizer, max_tokens: int
+) -> Sequence[Row]:
+    """The rows of a record. Raises `DataError` for none, or for more tokens than the backbone takes."""
+    rows = head.encode(record, tokenizer)
+    if not rows or any(not row.tokens for row in rows):
+        raise DataError(f"{record.origin}: task {head.name!r} made no tokens of it")
+    longest = max(len(row.tokens) for row in rows)
+    if longest > max_tokens:
+        raise DataError(
+            f"{record.origin}: has {longest} tokens, but the backbone takes {max_tokens}; "
+            f"shorten it with the settings of task {head.name!r}"
+        )
+    return rows
 
 
 def encode_part(
@@ -324,15 +348,7 @@ def encode_part(
     """
     draw = random.Random(seed)
     for index, record in enumerate(part.stream()):
-        rows = head.encode(record, tokenizer)
-        if not rows or any(not row.tokens for row in rows):
-            raise DataError(f"{record.origin}: task {head.name!r} made no tokens of it")
-        longest = max(len(row.tokens) for row in rows)
-        if longest > max_tokens:
-            raise DataError(
-                f"{record.origin}: has {longest} tokens, but the backbone takes {max_tokens}; "
-                f"shorten it with the settings of task {head.name!r}"
-            )
+        rows = encode_record(record, head, tokenizer, max_tokens)
         part.rows.append(rows, record.weight)
         part.origins.append(record.origin)
         if watch is not None:

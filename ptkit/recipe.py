@@ -41,8 +41,8 @@ class Choice:
         """The component; ``kwargs``: what its class takes besides settings, such as ``labels``."""
         return self.registered.component(self.settings, **kwargs)
 
-    def resolved(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dump(self.settings)}
+    def resolved(self, *, portable: bool = False) -> dict[str, Any]:
+        return {"kind": self.kind, **dump(self.settings, portable=portable)}
 
 
 @dataclass(frozen=True)
@@ -88,24 +88,49 @@ class Recipe:
         check = _Check(name, folder, registry or load_plugins())
         return check.recipe(data, None, name)
 
-    def resolved(self) -> dict[str, Any]:
-        """The recipe as TOML-ready values: defaults filled in, paths absolute, None left out."""
+    def resolved(self, *, portable: bool = False) -> dict[str, Any]:
+        """The recipe as TOML-ready values: defaults filled in, paths absolute, None left out.
+
+        ``portable``: of paths, only the last part is kept, as adapters hold them.
+        """
+
+        def one(choice: Choice) -> dict[str, Any]:
+            return choice.resolved(portable=portable)
+
         sections: dict[str, Any] = {
             "ptkit": FORMAT,
-            "backbone": self.backbone.resolved(),
+            "backbone": one(self.backbone),
             "prefix": dump(self.prefix),
-            "dataset": self.dataset.resolved(),
-            "transforms": [choice.resolved() for choice in self.transforms],
-            "task": self.task.resolved(),
-            "metrics": [choice.resolved() for choice in self.metrics],
+            "dataset": one(self.dataset),
+            "transforms": [one(choice) for choice in self.transforms],
+            "task": one(self.task),
+            "metrics": [one(choice) for choice in self.metrics],
             "train": dump(self.train),
-            "trackers": [choice.resolved() for choice in self.trackers],
+            "trackers": [one(choice) for choice in self.trackers],
         }
         return {key: value for key, value in sections.items() if value != []}
 
     def to_toml(self) -> str:
         """`resolved` as a recipe file; loading it gives an equal recipe."""
         return tomli_w.dumps(self.resolved())
+
+
+def choose(
+    sections: Mapping[str, Any], *, label: str, registry: Registry, overrides: Sequence[str] = ()
+) -> dict[str, tuple[Choice, ...]]:
+    """The components that some sections of a recipe name, checked as in a whole one.
+
+    Paths are taken from ``overrides`` only. Raises `RecipeError`, lines beginning with ``label``.
+    """
+    data, keys_set = apply_overrides(sections, overrides)
+    others = sorted({str(keys[0]) for keys in keys_set if keys[0] not in sections})
+    if others:
+        raise RecipeError(f"--set {others[0]}: can't be changed here; what can: {', '.join(sections)}")
+    check = _Check(label, None, registry, keys_set)
+    parts = {key: check._parts(_COMPONENT_SECTIONS[key], data[key], key) for key in data}
+    check._fit({"dataset": [], "task": [], "metrics": [], **parts})
+    check._raise(list(data))
+    return {key: tuple(part.choice(key) for part in found) for key, found in parts.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -160,6 +185,10 @@ class _Part:
     registered: Registered | None = None
     settings: Settings | None = None
 
+    def choice(self, key: str) -> Choice:
+        """The choice of a part in which nothing was wrong."""
+        return Choice(key, cast(Registered, self.registered), cast(Settings, self.settings))
+
     def component(self, base: type[Component]) -> Any:
         found = self.registered
         return found.component if found is not None and issubclass(found.component, base) else None
@@ -170,7 +199,7 @@ class _Check:
     """One pass over a recipe that collects every problem before it raises any."""
 
     label: str
-    folder: Path
+    folder: Path | None
     registry: Registry
     keys_set: frozenset[Keys] = frozenset()
     """The keys that --set gave."""
@@ -197,11 +226,7 @@ class _Check:
         self._raise(list(data))
 
         def choices(key: str) -> tuple[Choice, ...]:
-            # nothing was raised, so every part is complete
-            return tuple(
-                Choice(key, cast(Registered, part.registered), cast(Settings, part.settings))
-                for part in parts[key]
-            )
+            return tuple(part.choice(key) for part in parts[key])
 
         return Recipe(
             path=path,

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     PlainSerializer,
+    SerializationInfo,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -84,11 +85,18 @@ class SourcePath:
         return self.name
 
 
+PORTABLE = "portable"  # the serialization context that leaves the folders of paths out
+
+
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What is needed to find a recipe's sources; handed to pydantic as the validation context."""
+    """What is needed to find a recipe's sources; handed to pydantic as the validation context.
 
-    folder: Path
+    ``folder``: what paths are relative to; None: only names of sources are taken, and paths from the
+    command line.
+    """
+
+    folder: Path | None
     resolve: Callable[[str], Path | None]
 
 
@@ -109,6 +117,8 @@ def _find(value: object, info: ValidationInfo) -> SourcePath:
             raise ValueError(f"{str(value)!r} stands for {found}, which does not exist")
         return SourcePath(str(value), found, named=True)
     folder = Path.cwd() if isinstance(value, FromCommandLine) else context.folder
+    if folder is None:
+        raise ValueError(f"{value!r} is no named source, and paths are taken from --set only")
     path = folder / os.path.expanduser(value)
     # os.path, because Path.exists() raises for a name that is too long or a locked folder
     if not os.path.exists(path):
@@ -126,8 +136,10 @@ def _names_in(folder: Path) -> list[str]:
         return []
 
 
-def _write(source: SourcePath) -> str:
-    return source.name if source.named else os.path.abspath(source.path)
+def _write(source: SourcePath, info: SerializationInfo) -> str:
+    if source.named:
+        return source.name
+    return source.path.name if info.context == PORTABLE else os.path.abspath(source.path)
 
 
 Source = Annotated[
@@ -144,7 +156,12 @@ Source = Annotated[
 """The type of a setting that names a file or folder; its value is a `SourcePath`."""
 
 
-def dump(settings: BaseModel) -> dict[str, Any]:
-    """``settings`` as TOML-ready values: sources as absolute paths or names, None left out."""
-    values: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True, by_alias=True)
+def dump(settings: BaseModel, *, portable: bool = False) -> dict[str, Any]:
+    """``settings`` as TOML-ready values: sources as absolute paths or names, None left out.
+
+    ``portable``: of a path, only the last part is kept.
+    """
+    values: dict[str, Any] = settings.model_dump(
+        mode="json", exclude_none=True, by_alias=True, context=PORTABLE if portable else None
+    )
     return values

@@ -1,4 +1,4 @@
-"""How far scores could be off by the choice of rows: percentile bootstrap intervals (Efron, 1979)."""
+"""How far scores could be off by the choice of rows: bootstrap intervals (Efron, 1979)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Interval(NamedTuple):
-    """A score, and the 2.5th and 97.5th percentile of it over resampled rows, in the score's unit."""
+    """A score, and its 2.5th and 97.5th percentile over resampled rows, in the score's unit."""
 
     value: float
     low: float
@@ -25,11 +25,11 @@ class Interval(NamedTuple):
 
 
 class Bootstrap:
-    """Resampled means of columns that score the same rows, with the same rows drawn for all of them.
+    """Resampled means of columns that score the same rows, the same rows drawn for all of them.
 
-    Rows are drawn with replacement, as many as there are, 2,000 times, by numpy's PCG64 with seed 0, so
-    that intervals can be made again. Percentile intervals (Efron, 1979); a difference is paired: it is
-    taken within each resample. A mean is over the drawn rows that have the score.
+    Rows are drawn with replacement, as many as there are, 2,000 times, by numpy's PCG64 with seed
+    0, so that intervals can be made again. Percentile intervals (Efron, 1979); a difference is
+    paired: it is taken within each resample. A mean is over the drawn rows that have the score.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Bootstrap:
 
 
 def _means(counts: Floats, table: Floats) -> Floats:
-    """[k]: the means of k columns with row i counted counts[i] times; NaN where no counted row is known.
+    """[k]: the means of k columns with row i counted counts[i] times; NaN where none is known.
 
     ``table`` [rows, 2k]: the scores, 0 where unknown, and beside them 1 where known, else 0.
     """

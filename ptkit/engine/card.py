@@ -1,4 +1,4 @@
-"""README.md of an adapter: a model card, made from the files of the run folder that the adapter lies in.
+"""README.md of an adapter: a model card, made from the files of the run folder around it.
 
 It has no date and no path, so that a run that was stopped and resumed writes the same bytes.
 """
@@ -28,7 +28,7 @@ UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def write_card(folder: Path) -> None:
-    """Write ``adapter/README.md`` in a run folder. Raises `PtkitError` if the run is not finished."""
+    """Write ``adapter/README.md`` of a run. Raises `PtkitError` if the run is not finished."""
     write_text(folder / "adapter" / CARD, render(read_run(folder)))
 
 
@@ -59,10 +59,10 @@ def _what(run: FinishedRun) -> str:
     hidden = prefix.get("projection_hidden_size")
     projection = f", made by an MLP of width {hidden:,}" if hidden else ""
     lines = [
-        f"A P-Tuning v2 adapter: {counted(prefix['length'], 'virtual token')} in front of each of the "
-        f"{shape['layers']} layers{projection}, "
-        f"{run.environment['trainable_parameters']:,} trained parameters in all. The base model stays as it "
-        "is.",
+        f"A P-Tuning v2 adapter: {counted(prefix['length'], 'virtual token')} in front of each "
+        f"of the {shape['layers']} layers{projection}, "
+        f"{run.environment['trainable_parameters']:,} trained parameters in all. The base model "
+        "stays as it is.",
         "",
         f"- base: {_code(_base(run))}, backbone kind {_code(backbone['kind'])}",
         f"- fingerprint of the base: {_code(backbone['fingerprint'])}",
@@ -122,7 +122,9 @@ def _scores(run: FinishedRun) -> str:
         intro += f"; {units}"
     notes = [f"- {column}: {EXPLAINED[column]}" for column in run.columns]
     if run.bootstrap.mean("after", run.metrics[0]) is not None:
-        notes.append("- in brackets: 95 % bootstrap interval over rows (percentiles, 2,000 resamples)")
+        notes.append(
+            "- in brackets: 95 % bootstrap interval over rows (percentiles, 2,000 resamples)"
+        )
     return (
         f"## Scores\n\n{intro}.\n\n"
         + _table(("score", *run.columns), rows, numbers=places)
@@ -133,10 +135,12 @@ def _scores(run: FinishedRun) -> str:
 
 
 def _use(run: FinishedRun) -> str:
-    prompt = example_prompt(run)
+    # a row of the data may be nobody else's business: a card is made to be passed on
+    prompt = None if example_prompt(run) is None else "your prompt"
     source = Path(str(run.recipe["backbone"].get("source", ""))).name
     return (
-        "## Use\n\nWith ptkit installed, the base model at hand and this folder named `adapter`:\n\n"
+        "## Use\n\n"
+        "With ptkit installed, the base model at hand and this folder named `adapter`:\n\n"
         f"```python\n{python_lines(source, 'adapter', prompt)}```\n\n"
         f"```sh\n{shell_lines('adapter', chat=prompt is not None)}```\n"
     )

@@ -1,8 +1,8 @@
 """Charts as inline SVG that stretches with the page, with labels in HTML that keep their size.
 
-Lines don't stretch (``vector-effect``), and a dot is a line without length and with round ends, so that
-the same chart reads well on a phone. Colours are classes, c1 to c6, that the style sheet defines for
-light and dark.
+Lines don't stretch (``vector-effect``), and a dot is a line without length and with round ends, so
+that the same chart reads well on a phone. Colours are classes, c1 to c6, that the style sheet
+defines for light and dark.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from ptkit.engine.bootstrap import Interval
 from ptkit.engine.page import Html, element, joined, number
@@ -54,7 +54,7 @@ def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
     if len(points) <= most:
         return list(points)
     bounds = [len(points) * i // most for i in range(most + 1)]
-    buckets = [points[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    buckets = [points[a:b] for a, b in pairwise(bounds)]
     return [
         (sum(x for x, _ in bucket) / len(bucket), sum(y for _, y in bucket) / len(bucket))
         for bucket in buckets
@@ -74,6 +74,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def rounded(low: float, high: float) -> Scale:
+    """A scale from ``low`` to ``high``, at least, that begins and ends at round numbers."""
+    marks = ticks(low, high)
+    step = marks[1] - marks[0]
+    return Scale(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
+
+
 def _range(values: Sequence[float]) -> Scale:
     """A scale around values, from 0 if that wastes little of the height."""
     low, high = min(values), max(values)
@@ -86,7 +93,7 @@ def _range(values: Sequence[float]) -> Scale:
 def line_chart(
     lines: Sequence[Line], rules: Sequence[Rule] = (), *, x_label: str, y_label: str, title: str
 ) -> Html:
-    """Lines over a shared x that begins at 0; empty ones and values that aren't finite are left out."""
+    """Lines over a shared x from 0; empty ones and values that aren't finite are left out."""
     drawn = [
         (line, points)
         for line in lines
@@ -95,15 +102,18 @@ def line_chart(
     rules = [rule for rule in rules if math.isfinite(rule.y)]
     if not drawn:
         return element("p.note", "There is nothing to draw: no step was recorded.")
-    # single steps may be far off; the lines that matter set the height
-    calm = [p for line, points in drawn if line.style != "faint" for p in points]
-    heights = [y for _, y in calm or drawn[0][1]] + [rule.y for rule in rules]
+    calm = [y for line, points in drawn if line.style != "faint" for _, y in points]
+    heights = [*(calm or [y for _, y in drawn[0][1]]), *(rule.y for rule in rules)]
+    # single steps may be far off: they widen the range by half at most
+    room = (max(heights) - min(heights)) / 2
+    noise = [y for line, points in drawn if line.style == "faint" for _, y in points]
+    heights += [min(max(y, min(heights) - room), max(heights) + room) for y in noise]
     x = Scale(0, max(x for _, points in drawn for x, _ in points) or 1)
     y = _range(heights)
     marks: list[Html] = [_grid(y(tick)) for tick in ticks(y.low, y.high)]
     marks += [_horizontal(y(rule.y), f"rule.{rule.colour}") for rule in rules]
     for line, points in drawn:
-        place = [(x(a), 1000 - y(b)) for a, b in points]
+        place = [(x(a), 1000 - min(1000.0, max(0.0, y(b)))) for a, b in points]
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in place)
         marks.append(element(f"path.line.{line.style}.{line.colour}", attributes={"d": path}))
         if line.style == "dots":
@@ -111,7 +121,7 @@ def line_chart(
                 hint = element("title", f"{line.label}, {x_label} {step:g}: {value:.4f}")
                 dot = {"d": f"M{a:.1f} {b:.1f}h0"}
                 marks.append(element(f"path.dot.{line.colour}", hint, attributes=dot))
-    legend = [_key(line.label, f"{line.style}.{line.colour}") for line, _ in drawn]
+    legend = [_key(line.label, f"{line.style}.{line.colour}") for line, _ in drawn if line.label]
     legend += [_key(rule.label, f"rule.{rule.colour}") for rule in rules]
     return _figure(marks, _x_labels(x), _y_labels(y), legend, title, x_label, y_label)
 
@@ -131,10 +141,13 @@ class Bars:
 
 
 def histogram(
-    groups: Sequence[Bars], *, limit: int | None, x_label: str, title: str
+    groups: Sequence[Bars], *, limit: tuple[str, int] | None, x_label: str, title: str
 ) -> Html:
-    """Histograms over each other, as a share of their rows for each x; ``limit`` is a dashed line."""
-    end = max([*(bars.end for bars in groups), *(() if limit is None else (limit,))])
+    """Histograms over each other, as a share of their rows for each x.
+
+    ``limit``: a label, and the first value that is too large, where a dashed line stands.
+    """
+    end = max([*(bars.end for bars in groups), *(() if limit is None else (limit[1],))])
     x = Scale(0, end * 1.02)
     shares = [
         [100 * count / sum(bars.counts) / bars.width for count in bars.counts] for bars in groups
@@ -154,17 +167,21 @@ def histogram(
         for place, bars in enumerate(groups)
     ]
     if limit is not None:
-        marks.append(element("path.line.rule", attributes={"d": f"M{x(limit):.1f} 0V1000"}))
-        legend.append(_key(f"limit, {limit}", "rule"))
+        marks.append(element("path.line.rule", attributes={"d": f"M{x(limit[1]):.1f} 0V1000"}))
+        legend.append(_key(limit[0], "rule"))
     labels = _y_labels(y, about=3, unit=" %")
-    return _figure(marks, _x_labels(x), labels, legend, title, x_label, "rows a token", kind="small")
+    return _figure(
+        marks, _x_labels(x), labels, legend, title, x_label, "rows per token", kind="small"
+    )
 
 
 def strip(entries: Sequence[tuple[str, float, Interval | None]], scale: Scale) -> Html:
-    """Scores as dots on one line, with their intervals; ``entries``: class, score, interval."""
-    marks = [element("path.axis", attributes={"d": "M0 500H1000"})]
+    """Scores as dots along one scale, with their intervals; ``entries``: class, score, interval."""
+    room = (scale.high - scale.low) / 30  # so that a dot at an end lies inside
+    scale = Scale(scale.low - room, scale.high + room)
+    marks = []
     for place, (kind, value, interval) in enumerate(entries):
-        height = 500 + 260 * (place - (len(entries) - 1) / 2)
+        height = 500 + 250 * (place - (len(entries) - 1) / 2)
         if interval is not None:
             reach = f"M{scale(interval.low):.1f} {height:.0f}H{scale(interval.high):.1f}"
             marks.append(element(f"path.reach.{kind}", attributes={"d": reach}))
@@ -216,7 +233,9 @@ def _x_labels(scale: Scale) -> list[Html]:
 
 def _y_labels(scale: Scale, *, about: int = 5, unit: str = "") -> list[Html]:
     return [
-        element("span.y", f"{tick:g}{unit}", attributes={"style": f"bottom:{scale(tick) / 10:.2f}%"})
+        element(
+            "span.y", f"{tick:g}{unit}", attributes={"style": f"bottom:{scale(tick) / 10:.2f}%"}
+        )
         for tick in ticks(scale.low, scale.high, about)
     ]
 

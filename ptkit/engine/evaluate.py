@@ -11,13 +11,14 @@ from torch import nn
 
 from ptkit.components import Metric, RowMetric, TaskHead, Tokenizer
 from ptkit.data import Part
+from ptkit.engine.generate import batches
 from ptkit.engine.model import Model
 from ptkit.engine.train import total_loss
 from ptkit.errors import PluginError
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Pair, Record
 
-ROWS_AT_ONCE = 256  # rows handed to a head's predict(); generation sorts and batches within
+ROWS_AT_ONCE = 256  # rows that are sorted by length and predicted in batches, before the next
 
 
 @torch.no_grad()
@@ -42,16 +43,12 @@ def predict(
     outputs: list[Any] = []
     rows: list[EncodedRow] = list(part.rows)
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        batch = rows[start : start + ROWS_AT_ONCE]
-        found = head.predict(model, module, batch)
-        if len(found) != len(batch):
-            raise PluginError(
-                f"task {head.name!r}: predict() must return one output a row, "
-                f"got {len(found)} for {len(batch)} rows"
-            )
-        outputs.extend(found)
-        if progress is not None:
-            progress(len(outputs), len(rows))
+
+        def show(done: int, start: int = start) -> None:
+            if progress is not None:
+                progress(start + done, len(rows))
+
+        outputs += predict_rows(model, head, module, rows[start : start + ROWS_AT_ONCE], show)
     return [
         head.decode(
             record,
@@ -61,6 +58,36 @@ def predict(
         )
         for index, record in enumerate(part.records or [])
     ]
+
+
+@torch.no_grad()
+def predict_rows(
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    rows: Sequence[EncodedRow],
+    progress: Callable[[int], None] | None = None,
+) -> list[Any]:
+    """One output a row, in order; rows of like length are predicted together, longest first.
+
+    ``progress`` gets the number of rows so far. Raises `PluginError` if the head miscounts.
+    """
+    outputs: list[Any] = [None] * len(rows)
+    done = 0
+    lengths = [len(row.tokens) for row in rows]
+    for batch in batches(lengths, head.limits().answer, model.batch_tokens):
+        found = head.predict(model, module, [rows[index] for index in batch])
+        if len(found) != len(batch):
+            raise PluginError(
+                f"task {head.name!r}: predict() must return one output a row, "
+                f"got {len(found)} for {len(batch)} rows"
+            )
+        for index, output in zip(batch, found, strict=True):
+            outputs[index] = output
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+    return outputs
 
 
 def pairs_of(head: TaskHead, part: Part, predictions: Sequence[Any]) -> list[Pair]:
@@ -74,8 +101,9 @@ def pairs_of(head: TaskHead, part: Part, predictions: Sequence[Any]) -> list[Pai
 class Scores(NamedTuple):
     """What the metrics say of some predictions.
 
-    ``total``: score by name, in the metrics' order. ``rows``: for each pair the scores of the metrics that
-    score single rows; a name is missing where its metric doesn't apply. ``units``: unit by name.
+    ``total``: score by name, in the metrics' order. ``rows``: for each pair the scores of the
+    metrics that score single rows; a name is missing where its metric doesn't apply. ``units``:
+    unit by name.
     """
 
     total: dict[str, float]

@@ -34,13 +34,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _rename(source: Path, target: Path) -> None:
+def rename(source: Path, target: Path) -> None:
+    """Put ``source`` in the place of ``target``, on the disk too."""
     source.replace(target)
     _sync(target.parent)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turns what a write to ``path`` raises inside a with block into a `WriteError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -55,11 +57,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises `WriteError` for a full disk, a read-only folder and the like.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with _explained(path):
+    with explained(path):
         try:
             yield partial
             _sync(partial)
-            _rename(partial, path)
+            rename(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -69,7 +71,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error."""
     partial = path.with_name(path.name + PARTIAL)
-    with _explained(path):
+    with explained(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -78,7 +80,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
             _sync(partial)
             remove_folder(path)
-            _rename(partial, path)
+            rename(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -89,7 +91,7 @@ def remove_folder(path: Path) -> None:
     if path.exists():
         doomed = path.with_name(f"{path.name}.old{PARTIAL}")
         shutil.rmtree(doomed, ignore_errors=True)
-        _rename(path, doomed)
+        rename(path, doomed)
         shutil.rmtree(doomed)
 
 

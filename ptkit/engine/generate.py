@@ -71,9 +71,27 @@ def _decode(
     sampling: Sampling,
     progress: Callable[[int], None] | None,
 ) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = len(prompts)
+    for tokens in _steps(model, prompts, keys, sampling):
+        for index, token in tokens.items():
+            answers[index].append(token)
+            if model.watcher is not None:
+                model.watcher(keys[index], token)
+        if progress is not None and len(tokens) < running:
+            progress(running - len(tokens))
+        running = len(tokens)
+    if progress is not None and running:
+        progress(running)
+    return answers
+
+
+def _steps(
+    model: Model, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling
+) -> Iterator[dict[int, int]]:
+    """A dict a step: the new token of every prompt, by its index, that has not come to its eos."""
     device, longest = model.device, max(len(prompt) for prompt in prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    answers: list[list[int]] = [[] for _ in prompts]
     draws = [_generator(sampling.seed, key) for key in keys] if sampling.temperature else []
     prefix_index = NO_PREFIX if model.prefix is None else 0
 
@@ -92,15 +110,12 @@ def _decode(
             ptkit_layout=layout,
         ).last_hidden_state[:, -1]
         assert model.lm_head is not None
-        chosen = pick(model.lm_head(hidden).float(), sampling, [draws[i] for i in alive] if draws else [])
-        tokens = chosen.tolist()
+        drawn = [draws[i] for i in alive] if draws else []
+        tokens = pick(model.lm_head(hidden).float(), sampling, drawn).tolist()
         running = [line for line, token in enumerate(tokens) if token != model.eos_id]
-        for line in running:
-            answers[alive[line]].append(tokens[line])
-        if progress is not None and len(running) < len(alive):
-            progress(len(alive) - len(running))
+        yield {alive[line]: tokens[line] for line in running}
         if not running:
-            return answers
+            return
         if len(running) < len(alive):
             keep = torch.tensor(running)
             cache.batch_select_indices(keep.to(device))
@@ -109,9 +124,6 @@ def _decode(
         ids = torch.tensor([[tokens[line]] for line in running])
         positions = positions[:, -1:] + 1
         real = torch.cat((real, torch.ones(len(alive), 1, dtype=torch.bool)), dim=1)
-    if progress is not None:
-        progress(len(alive))
-    return answers
 
 
 def _generator(seed: int, key: int) -> torch.Generator:

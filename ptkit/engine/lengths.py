@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+from ptkit.components import TaskHead
 from ptkit.data import Part, RowStore
 from ptkit.records import IGNORE, EncodedRow
 
@@ -14,14 +15,18 @@ BINS = 40  # at most, in a histogram
 LOOKED_AT = 200_000  # rows; of a larger part every second, third, … is counted
 
 
-def describe_lengths(parts: Iterable[Part]) -> dict[str, Any]:
-    """For each part its rows, how many lost tokens to a limit and how many tokens, and its lengths.
+def describe_lengths(head: TaskHead, parts: Iterable[Part]) -> dict[str, Any]:
+    """``limits`` on tokens that the head's settings set, and ``parts``: how long their rows are.
 
-    ``series`` has the tokens of prompt and target where the rows are trained on tokens of their own, as in
-    generation, and else of the input. A histogram counts rows: bin i holds lengths from i x ``width``
-    up to, not including, (i + 1) x ``width``.
+    A part's ``series`` has the tokens of prompt and target where rows are trained on tokens of
+    their own, as in generation, and else of the input. A histogram counts rows: bin i holds lengths
+    from i x ``width`` up to, not including, (i + 1) x ``width``. ``cut_targets`` of the
+    ``cut_tokens`` were to be trained on.
     """
-    return {part.name: _describe(part.rows) for part in parts}
+    keys = head.limits()
+    found = {"prompt": keys.source, "target": keys.target, "input": keys.source}
+    limits = {name: getattr(head.settings, key) for name, key in found.items() if key is not None}
+    return {"limits": limits, "parts": {part.name: _describe(part.rows) for part in parts}}
 
 
 def _describe(store: RowStore) -> dict[str, Any]:
@@ -35,6 +40,7 @@ def _describe(store: RowStore) -> dict[str, Any]:
         "rows": len(store),
         "cut_rows": len(cuts),
         "cut_tokens": sum(cuts),
+        "cut_targets": sum(store.cut_targets(index) for index in range(len(store))),
         "counted_every": every,
         "series": {name: histogram(counter) for name, counter in counted.items()},
     }

@@ -23,6 +23,7 @@ from ptkit.engine.states import States
 from ptkit.errors import PtkitError
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 
+BATCH_TOKENS = 16384  # rows x (tokens + new tokens) that are predicted together
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,7 +46,12 @@ class Model:
     """The frozen model as heads and the engine use it.
 
     ``layout``: "packed" lays rows into one sequence, "padded" one row a line; both give the same states.
+    ``batch_tokens`` bounds rows x (tokens + new tokens) of a batch that is predicted.
+    ``watcher``, if set, gets the key of a prompt and its new token as `generate` decodes.
     """
+
+    batch_tokens: int = BATCH_TOKENS
+    watcher: Callable[[int, int], None] | None = None
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class Model:
         self.body.set_attn_implementation(IMPLEMENTATION)
         for module in self.frozen_modules():
             module.eval().requires_grad_(False)
+        self._checkpointed: list[torch.nn.Module] = []
         self.set_prefix(None)
 
     def frozen_modules(self) -> Iterator[torch.nn.Module]:
@@ -138,9 +145,25 @@ class Model:
         (new or body.gradient_checkpointing_enable)({"use_reentrant": False})
         if hasattr(self.body, "disable_input_require_grads"):
             self.body.disable_input_require_grads()
-        for module in self.body.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # its own flag only: the modules inside stay in eval mode
+        self._checkpointed = [
+            module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """The layers' own training flag, which switches checkpointing on, during a forward pass with gradients.
+
+        The modules inside them stay in eval mode. Without gradients it stays off: a layer that checkpoints
+        drops its cache, and generation would go on without its past.
+        """
+        on = torch.is_grad_enabled()
+        for module in self._checkpointed:
+            module.training = on
+        try:
+            yield
+        finally:
+            for module in self._checkpointed:
+                module.training = False
 
     def states(
         self, rows: Sequence[EncodedRow], prefix_of_row: Sequence[int] | None = None
@@ -193,13 +216,15 @@ class Model:
     def _forward(
         self, ids: Tensor, positions: Tensor, layout: Layout, extra: dict[str, Any]
     ) -> Tensor:
-        hidden: Tensor = self.body(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            use_cache=False,
-            ptkit_layout=layout,
-            **{name: torch.tensor(value, device=self.device) for name, value in extra.items()},
-        ).last_hidden_state
+        more = {name: torch.tensor(value, device=self.device) for name, value in extra.items()}
+        with self._recomputing():
+            hidden: Tensor = self.body(
+                input_ids=ids.to(self.device),
+                position_ids=positions.to(self.device),
+                use_cache=False,
+                ptkit_layout=layout,
+                **more,
+            ).last_hidden_state
         return hidden
 
     @torch.no_grad()
@@ -217,13 +242,17 @@ class Model:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         *,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         keys: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
-        """The continuation of each prompt, in order, without eos; see `ptkit.engine.generate`."""
+        """The continuation of each prompt, in order, without eos; see `ptkit.engine.generate`.
+
+        ``batch_tokens``: the model's own if not given.
+        """
         from ptkit.engine.generate import generate
 
+        bound = self.batch_tokens if batch_tokens is None else batch_tokens
         return generate(
-            self, prompts, sampling, batch_tokens=batch_tokens, keys=keys, progress=progress
+            self, prompts, sampling, batch_tokens=bound, keys=keys, progress=progress
         )

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: everything is escaped unless this module made it; no script, no network."""
+"""Self-contained HTML pages: all text is escaped unless it is `Html`; no script, no network."""
 
 from __future__ import annotations
 

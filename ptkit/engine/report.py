@@ -1,4 +1,4 @@
-"""report.html: a run on one page, made from the files of its folder alone, so that it can be made again."""
+"""report.html: a run on one page, made from its folder alone, so that it can be made again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptkit.engine.bootstrap import Interval
-from ptkit.engine.charts import Bars, Line, Rule, Scale, histogram, line_chart, strip
+from ptkit.engine.charts import Bars, Line, Rule, Scale, histogram, line_chart, rounded, strip
 from ptkit.engine.files import write_text
 from ptkit.engine.page import (
     Column,
@@ -33,12 +33,12 @@ EXPLAINED = {
     "constant": "the best of the training answers tried, given to every row",
     "after": "the same model with the trained prefix",
 }
-LIMITS = {"prompt": "max_source_tokens", "target": "max_target_tokens", "input": "max_tokens"}
 COLOURS = ("c1", "c2", "c3")
+FEW = 100  # scored rows; below, percentile intervals cover less than they say
 
 
 def write_report(folder: Path) -> None:
-    """Make ``report.html`` of a finished run. Raises `PtkitError` if the folder doesn't hold one."""
+    """Make ``report.html`` of a finished run. Raises `PtkitError` if it is none."""
     write_text(folder / REPORT, render(read_run(folder)))
 
 
@@ -65,11 +65,11 @@ def render(run: FinishedRun) -> Html:
     )
 
 
-# ------------------------------------------------------------------------------------------ the result
+# ------------------------------------------------------------------------------------------ result
 
 
 def verdict(run: FinishedRun) -> tuple[str, str]:
-    """("good", "bad" or "open", one sentence): what the first score says, chance and constant included."""
+    """("good", "bad" or "open", a sentence): the first score, chance and constant considered."""
     if not run.metrics:
         best = run.best_validation
         found = "" if best is None else f" Its best validation loss is {best[1]:.4f}."
@@ -81,7 +81,9 @@ def verdict(run: FinishedRun) -> tuple[str, str]:
     verb, kind = _verb(change, before, after)
     text = f"On {rows}, the adapter {verb} {metric} from {number(before)} to {number(after)}"
     if change is not None:
-        text += f", a change of {number(change.value, signed=True)} (95 %: {span(change, signed=True)})"
+        text += (
+            f", a change of {number(change.value, signed=True)} (95 %: {span(change, signed=True)})"
+        )
         if change.low <= 0 <= change.high:
             text += ", which could be chance"
     constant = run.scores.get("constant", {}).get(metric)
@@ -131,16 +133,19 @@ def _warnings(run: FinishedRun) -> Iterator[str]:
     for name, part in run.environment["data"].items():
         if part.get("skipped"):
             yield f"{counted(part['skipped'], 'bad row')} of the {name} data left out."
-    for name, part in run.lengths.items():
+    for name, part in run.lengths.get("parts", {}).items():
         if part["cut_rows"]:
             yield (
                 f"{part['cut_rows']:,} of {counted(part['rows'], f'{name} row')} lost "
-                f"{counted(part['cut_tokens'], 'token')} to the length limits."
+                f"{counted(part['cut_tokens'], 'token')} to the length limits, "
+                f"{part['cut_targets']:,} of them to be trained on."
             )
-    if run.metrics and len(run.predictions) < 100:
+    if run.metrics and len(run.predictions) == 1:
+        yield "A single row was scored, which says next to nothing."
+    elif run.metrics and len(run.predictions) < FEW:
         yield (
-            f"Only {counted(len(run.predictions), 'row')} scored: intervals of so few rows are "
-            "too narrow, and one row none at all."
+            f"Only {len(run.predictions)} rows were scored: intervals from so few are rather too "
+            "narrow."
         )
     untuned, best = run.losses("untuned"), run.best_validation
     if untuned and best is not None and best[1] >= untuned[0][1]:
@@ -154,15 +159,16 @@ def _list(run: FinishedRun) -> Html:
 def _scores(run: FinishedRun) -> Html:
     if not run.metrics:
         return element(
-            "p.note", "Nothing was scored: the recipe names no metric, or no validation or test data."
+            "p.note",
+            "Nothing was scored: the recipe names no metric, or no validation or test data.",
         )
+    scale = _scale(run)
     columns = [
         Column("score"),
         *(Column(name, "number") for name in run.columns),
         Column("after − before", "number"),
-        Column("", "strip-cell"),
+        Column(f"{number(scale.low, 0)} to {number(scale.high, 0)}", "strip-cell"),
     ]
-    scale = _scale(run)
     rows = []
     for metric in run.metrics:
         known = {c: v for c in run.columns if (v := run.scores[c].get(metric)) is not None}
@@ -176,9 +182,7 @@ def _scores(run: FinishedRun) -> Html:
                 strip(marks, scale),
             ]
         )
-    keys = [
-        joined(element(f"span.swatch.{c}", c), f": {EXPLAINED[c]}. ") for c in run.columns
-    ]
+    keys = [joined(element(f"span.swatch.{c}", c), f": {EXPLAINED[c]}. ") for c in run.columns]
     return joined(
         table(columns, rows, kind="scores"),
         element("p.note", *keys, _constant(run)),
@@ -193,7 +197,7 @@ def _scale(run: FinishedRun) -> Scale:
         for metric, value in run.scores[column].items():
             interval = run.interval(column, metric) or Interval(value, value, value)
             values += [value, interval.low, interval.high]
-    return Scale(min(values), max(values) or 1.0)
+    return rounded(min(values), max(values) or 1.0)
 
 
 def _score(value: float | None, interval: Interval | None) -> Html:
@@ -228,19 +232,23 @@ def _about_intervals(run: FinishedRun) -> str:
     missing = f" {', '.join(without)}: not a mean over rows, so without one." if without else ""
     return (
         f"{unit}Below each score, its 95 % bootstrap interval: the rows drawn anew 2,000 times "
-        "(percentiles; Efron, 1979). The difference is paired, both taken from the same drawn rows. The "
-        "intervals cover the choice of rows, not that of seed, data or recipe. The line on the right "
-        f"shows all scores on one scale.{missing}"
+        "(percentiles; Efron, 1979). The difference is paired, both taken from the same drawn rows. "
+        f"The intervals cover the choice of rows, not that of seed, data or recipe.{missing}"
     )
 
 
 # ------------------------------------------------------------------------------------------ charts
 
 
+def smoothing(steps: int) -> float:
+    """The weight of the moving average: it lags by a twentieth of the run, by 50 steps at most."""
+    return min(0.98, max(0.0, 1 - 20 / max(steps, 1)))
+
+
 def _loss(run: FinishedRun) -> Html:
     train = run.losses("train")
     steps = [step for step, _ in train]
-    smooth = smoothed([loss for _, loss in train])
+    smooth = smoothed([loss for _, loss in train], smoothing(len(train)))
     chart = line_chart(
         [
             Line("training, each step", train, "c1", "faint"),
@@ -253,7 +261,8 @@ def _loss(run: FinishedRun) -> Html:
         title="Loss over training",
     )
     note = (
-        "The dashed line is the validation loss of the model before training: what lies below it was learnt."
+        "The dashed line is the untuned model's validation loss; how far validation falls below it "
+        "is what training brought."
         if run.losses("untuned")
         else "Without validation data there is no loss to compare with, and the last step is kept."
     )
@@ -263,35 +272,55 @@ def _loss(run: FinishedRun) -> Html:
 def _lengths(run: FinishedRun) -> Html:
     if not run.lengths:
         return element("p.note", "The lengths of this run's rows were not recorded.")
-    names = dict.fromkeys(name for part in run.lengths.values() for name in part["series"])
+    parts = run.lengths["parts"]
+    names = dict.fromkeys(name for part in parts.values() for name in part["series"])
     charts = []
     for name in names:
         bars = [
             Bars(part, found["counts"], found["width"], colour)
-            for (part, data), colour in zip(run.lengths.items(), COLOURS, strict=False)
+            for (part, data), colour in zip(parts.items(), COLOURS, strict=False)
             if (found := data["series"].get(name)) is not None
         ]
-        limit = run.recipe.get("task", {}).get(LIMITS.get(name, ""))
         title = f"Tokens of the {name}"
-        charts.append(histogram(bars, limit=limit, x_label="tokens", title=title))
-    lines = [
-        f"{part}: {counted(data['rows'], 'row')}, "
-        + "; ".join(
-            f"{name} {found['median']:g} in the middle, {found['max']:,} at most"
-            for name, found in data["series"].items()
-        )
-        + (f"; {data['cut_rows']:,} cut to a limit" if data["cut_rows"] else "; none cut")
-        + "."
-        for part, data in run.lengths.items()
+        charts.append(histogram(bars, limit=_limit(run, name), x_label="tokens", title=title))
+    columns = [
+        Column("part"),
+        Column("rows", "number"),
+        *(Column(f"{name}, median / longest", "number") for name in names),
+        Column("rows cut to a limit", "number"),
+    ]
+    rows = [
+        [
+            part,
+            f"{data['rows']:,}",
+            *(_typical(data["series"].get(name)) for name in names),
+            f"{data['cut_rows']:,}",
+        ]
+        for part, data in parts.items()
     ]
     return joined(
         element("div.pair", charts),
-        [element("p.note", line) for line in lines],
-        element("p.note", "Special tokens and the prompt template count; so does the end of an answer."),
+        table(columns, rows),
+        element(
+            "p.note", "Special tokens and the prompt template count; so does the end of an answer."
+        ),
     )
 
 
-# ------------------------------------------------------------------------------------------ what it ran on
+def _limit(run: FinishedRun, name: str) -> tuple[str, int] | None:
+    limit = run.lengths.get("limits", {}).get(name)
+    if limit is None:
+        return None
+    if name == "target":
+        return f"limit, {limit} and the end", limit + 2
+    return f"limit, {limit}", limit + 1
+
+
+def _typical(series: dict[str, Any] | None) -> str:
+    return "–" if series is None else f"{series['median']:g} / {series['max']:,}"
+
+
+# ------------------------------------------------------------------------------------------ ran on
 
 
 def _environment(run: FinishedRun) -> Html:

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, read back for the report, the model card and comparisons."""
+"""What a finished run left in its folder, read back for report, model card and comparison."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def _check(run: FinishedRun) -> None:
                 raise PtkitError(f"{run.folder / name}: is damaged: {key!r} is missing")
     for number, event in enumerate(run.events, start=1):
         if not {"event", "step"} <= event.keys():
-            raise PtkitError(f"{run.folder / 'events.jsonl'}:{number}: is damaged: no event and step")
+            raise PtkitError(
+                f"{run.folder / 'events.jsonl'}:{number}: is damaged: no event and step"
+            )
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The rows that a report shows: the best, the worst and some at random by the first score of single rows."""
+"""The rows that a report shows: the best, the worst and some at random, by the first row score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from ptkit.engine.page import Html, element, joined, number, shortened
+from ptkit.engine.page import Html, counted, element, joined, number, shortened
 from ptkit.engine.runfolder import FinishedRun
 
 EACH = 5  # rows of a kind
@@ -22,10 +22,11 @@ def chosen(scores: list[float | None]) -> dict[str, list[int]]:
     """
     rows = range(len(scores))
     ranked = sorted(
-        (row for row in rows if scores[row] is not None), key=lambda row: (-(scores[row] or 0.0), row)
+        (row for row in rows if scores[row] is not None),
+        key=lambda row: (-(scores[row] or 0.0), row),
     )
     if len(scores) <= 3 * EACH:
-        return {"all rows, best first": [*ranked, *(row for row in rows if scores[row] is None)]}
+        return {"all": [*ranked, *(row for row in rows if scores[row] is None)]}
     groups = {"best": ranked[:EACH], "worst": ranked[-EACH:][::-1]} if ranked else {}
     shown = {row for group in groups.values() for row in group}
     rest = [row for row in rows if row not in shown]
@@ -39,17 +40,17 @@ def samples(run: FinishedRun) -> Html:
     after = run.row_scores("after")
     metric = next((m for m in run.metrics if any(m in row for row in after)), None)
     scores = [row.get(metric) if metric is not None else None for row in after]
-    ranked = "in the order of the data" if metric is None else f"ranked by {metric} after training"
     groups = chosen(scores)
-    count = sum(map(len, groups.values()))
+    shown = sum(map(len, groups.values()))
     total = len(run.predictions)
-    number_of = f"All {total:,}" if count == total else f"{count} of {total:,}"
-    note = f"{number_of} rows, {ranked}. predictions.jsonl has every row."
+    note = f"{shown} of {total:,} rows" if shown < total else counted(total, "row")
+    if metric is not None:
+        note += f", by {metric} after training" if shown < total else f", the best {metric} first"
     return joined(
-        element("p.note", note),
+        element("p.note", f"{note}. predictions.jsonl has them all."),
         [
             joined(
-                element("h3", title.capitalize()),
+                element("h3", title.capitalize()) if len(groups) > 1 else "",
                 [_sample(run.predictions[row], metric) for row in rows],
             )
             for title, rows in groups.items()

@@ -117,17 +117,6 @@ def build_head(head: TaskHead, backbone: Backbone, model: Model, seed: int) -> n
     return None if module is None else module.to(model.device).eval()
 
 
-def portable(value: Any) -> Any:
-    """A resolved recipe without absolute paths: of a path, the name is kept."""
-    if isinstance(value, Mapping):
-        return {key: portable(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [portable(entry) for entry in value]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
-    return value
-
-
 def run(
     recipe: Recipe | str | Path,
     *,
@@ -259,7 +248,7 @@ class _Run(Watcher):
             skipped = [str(row) for part in self.prepared.parts.values() for row in part.skipped]
             if skipped:
                 write_text(self.folder / "skipped.txt", "\n".join(skipped) + "\n")
-            lengths = describe_lengths(self.prepared.parts.values())
+            lengths = describe_lengths(self.prepared.head, self.prepared.parts.values())
             write_json(self.folder / "lengths.json", lengths)
             write_json(self.folder / "environment.json", self.environment)
         store = self.prepared.parts["train"].rows
@@ -407,7 +396,7 @@ class _Run(Watcher):
             "ptkit": ptkit.__version__,
             "backbone": self.environment["backbone"],
             "task": {"kind": head.name, "labels": list(head.labels)},
-            "recipe": portable(self.recipe.resolved()),
+            "recipe": self.recipe.resolved(portable=True),
             "versions": {**self.environment["packages"], **self.environment["plugins"]},
         }
         tensors = {} if module is None else dict(module.state_dict())

@@ -13,7 +13,7 @@ LONGEST_EXAMPLE = 80  # characters
 
 def example_prompt(run: FinishedRun) -> str | None:
     """The first prompt of the data that is short enough; None for tasks without prompts."""
-    prompts = [row["prompt"] for row in run.predictions if isinstance(row.get("prompt"), str)]
+    prompts: list[str] = [p for row in run.predictions if isinstance(p := row.get("prompt"), str)]
     if not prompts:
         return None
     return next((p for p in prompts if len(p) <= LONGEST_EXAMPLE), prompts[0][:LONGEST_EXAMPLE])

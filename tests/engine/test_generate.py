@@ -41,6 +41,12 @@ def test_greedy_equals_the_plain_loop_at_any_batch_size(model: Model, batch_toke
     assert got == wanted
 
 
+def test_checkpointing_leaves_decoding_alone(model: Model) -> None:
+    wanted = model.generate(PROMPTS, Sampling(max_new_tokens=12))
+    model.enable_checkpointing()
+    assert model.generate(PROMPTS, Sampling(max_new_tokens=12)) == wanted
+
+
 def test_rows_that_end_leave_the_batch(model: Model) -> None:
     """Make the token that a row gives early its eos: the others go on unchanged."""
     whole = model.generate(PROMPTS, Sampling(max_new_tokens=12))

@@ -96,6 +96,21 @@ def test_a_step_does_not_depend_on_its_split(
         torch.testing.assert_close(gradient, reference[name], atol=1e-6, rtol=0)
 
 
+def test_checkpointing_recomputes_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's attention runs once in the forward pass, and once more in the backward pass."""
+    model, trainable = fresh()
+    calls = []
+    for attention in model.attentions:
+        attention.register_forward_hook(lambda *_: calls.append(1))
+    settings = TrainSettings(max_steps=1)
+    for checkpointing, times in [(False, 1), (True, 2)]:
+        calls.clear()
+        if checkpointing:
+            model.enable_checkpointing()
+        step_gradients(model, trainable, HEAD, rows(2), [[0], [1]], settings, step=0)
+        assert len(calls) == times * len(model.attentions)
+
+
 def test_the_loss_is_the_mean_over_tokens_or_rows() -> None:
     """The engine's loss against plain logits of each row alone, without its batching."""
     model, trainable = fresh(dropout=0.0)

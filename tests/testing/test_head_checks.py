@@ -401,11 +401,9 @@ class DecodeCounts(Mood):
         return self.calls["decode"]
 
 
-class ListReference(Mood):
-    """Lists can't be counted by the default constants()."""
-
-    def reference(self, record: ptkit.Record) -> Any:
-        return [super().reference(record)]
+class ConstantsRaise(Mood):
+    def constants(self, records: Sequence[ptkit.Record], *, seed: int) -> Any:
+        return {[]: 1}  # type: ignore[dict-item]
 
 
 class HeadName(Mood):
@@ -466,7 +464,7 @@ class NoRecordType(Mood):
         (NoOutputs, "raised NotImplementedError: NoOutputs has neither outputs.. nor its own"),
         (DecodeChanges, "changed the record or its outputs"),
         (DecodeCounts, "decode.. of the record from moods.txt:1 gives 1, then 2"),
-        (ListReference, "constants.. raised TypeError: unhashable"),
+        (ConstantsRaise, "constants.. raised TypeError: unhashable"),
         (HeadName, "must be kebab-case such as 'my-name', got 'Mood'"),
         (NoRecordType, "accepts must be a subclass of ptkit.Record"),
     ],
