@@ -13,7 +13,7 @@ LOGITS_AT_ONCE = 2**25  # numbers that the LM head's loss makes at a time; 128 M
 
 
 class Order:
-    """The seeded order of records: one permutation an epoch, endlessly, cut into steps of ``batch_size``.
+    """The seeded order of records: one permutation an epoch, endlessly, cut into steps.
 
     It has no state, so that a resumed run goes on with exactly the records that were next.
     """
@@ -33,13 +33,16 @@ class Order:
         return None if self.end is None else math.ceil(self.end / self.batch_size)
 
     def _permute(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng([self.seed, epoch]).permutation(self.records).tolist()
+        generator = np.random.default_rng([self.seed, epoch])
+        order: list[int] = generator.permutation(self.records).tolist()
         return order
 
     def step(self, step: int) -> list[int]:
         """The records of optimiser step ``step``, counted from 0."""
         start = step * self.batch_size
-        stop = start + self.batch_size if self.end is None else min(start + self.batch_size, self.end)
+        stop = start + self.batch_size
+        if self.end is not None:
+            stop = min(stop, self.end)
         return [
             self._permutation(place // self.records)[place % self.records]
             for place in range(start, stop)
@@ -52,7 +55,7 @@ def micro_batches(
     budget: int,
     layout: Literal["packed", "padded"] = "packed",
 ) -> list[list[int]]:
-    """``groups`` in order, put together as long as their tokens fit the budget; a group is never split.
+    """``groups`` in order, put together while their tokens fit the budget; none is ever split.
 
     ``lengths``: the tokens of each group's rows, summed; padded rows count as long as the longest
     (then ``lengths`` holds the longest row of each group). Returns indices of groups.

@@ -30,12 +30,16 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "check": Entry("Show what a recipe will do to its data.", "ptkit.commands.check"),
+    "chat": Entry("Talk to an adapter or to a base model.", "ptkit.commands.chat"),
     "compare": Entry("Show finished runs side by side.", "ptkit.commands.compare"),
+    "evaluate": Entry("Score an adapter on a file of rows.", "ptkit.commands.evaluate"),
     "new": Entry(
         "Start from something that works.",
         commands={"recipe": Entry("Write a recipe to start from.", "ptkit.commands.new_recipe")},
     ),
     "plugins": Entry("List the installed plugins and what they add.", "ptkit.commands.plugins"),
+    "predict": Entry("Answer the rows of a file with an adapter.", "ptkit.commands.predict"),
     "report": Entry("Make the report of a finished run again.", "ptkit.commands.report"),
     "run": Entry("Train and score the adapter of a recipe.", "ptkit.commands.run"),
     "schema": Entry("Print the JSON Schema of a recipe.", "ptkit.commands.schema"),

@@ -180,9 +180,9 @@ SAMPLE = 2000  # records of a streamed part that stay in memory, for the constan
 class Part:
     """A part of the data: what it is made of, and, once encoded, its rows.
 
-    ``records`` holds them all for the parts that are scored or transformed; a training file that isn't
-    transformed is streamed, and ``records`` is then None. ``sample``: up to 2,000 of them, picked by the
-    seed.
+    ``records`` holds them all for the parts that are scored or transformed; a training file that
+    isn't transformed is streamed, and ``records`` is then None. ``sample``: up to 2,000 of them,
+    picked by the seed.
     """
 
     name: str
@@ -295,7 +295,7 @@ def keep(part: Part, records: list[Record]) -> None:
 
 
 def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str, Part]:
-    """Hold a share of the training rows out; the file is read twice, so that train stays streamed."""
+    """Hold a share of the training rows out; train is read again and again, and stays streamed."""
     count = sum(1 for _ in train.stream())
     held = max(1, round(share * count))
     if held >= count:

@@ -1,25 +1,30 @@
 """How much memory training takes, from the shape of the backbone and of a micro-batch.
 
-Letters as elsewhere: l layers, n heads, g key/value groups, d head size, h hidden, f MLP width, v vocabulary,
-p virtual tokens; t tokens and b rows of the micro-batch, s its longest row; e bytes of a number (4 in float32,
-2 in bfloat16 and float16). Autograd keeps, for the backward pass of one layer with frozen weights:
+Letters as elsewhere: l layers, n heads, g key/value groups, d head size, h hidden, f MLP width, v
+vocabulary, p virtual tokens; t tokens and b rows of the micro-batch, s its longest row; e bytes
+of a number (4 in float32, 2 in bfloat16 and float16). For the backward pass autograd keeps, a
+layer with frozen weights:
 
-- the input of both norms in float32: 2·4·t·h;
-- queries and attended values: 2·e·t·n·d, keys and values with the prefix of every row: 2·e·(t + b·p)·g·d,
-  and a number a query and head: 4·t·n. On a GPU rows are padded for attention and keys and values repeated for
-  every head, so t is b·s and g is n there;
+- the input of both norms: 2·4·t·h for the RMS norms of decoders, which work in float32, and 2·e·t·h
+  for the layer norms of encoders;
+- queries and attended values: 2·e·t·n·d, keys and values with the prefix of every row: 2·e·(t +
+  b·p)·g·d, and a number a query and head: 4·t·n. On a GPU rows are padded for attention and keys
+  and values repeated for every head, so t is b·s and g is n there;
 - the MLP: 3·e·t·f if it is gated (gate, up, activated gate), e·t·f if not.
 
-Inputs of frozen linears are not kept. Below the first layer's attention nothing is, so that its first norm is
-free; the norm behind the last layer keeps 4·t·h. Checkpointing keeps e·t·h a layer and makes one layer's tensors
-again at a time. The backward pass through an MLP works on another 3·e·t·f.
+Inputs of frozen linears are not kept. Below a decoder's first attention nothing is, so that its
+first norm is free, and the norm behind the last layer takes its place. Checkpointing keeps e·t·h a
+layer and that last norm, and makes one layer's tensors again at a time. The backward pass through
+an MLP works on another 3·e·t·f.
 
-The last states are kept (e·t·h), and for the tokens of the LM head's loss twice more (e·h a token: the states
-and their gradient). The loss works on three float32 copies of the logits of as many tokens as it takes at once.
-That is over before the backward pass through the layers begins, so only the larger of the two counts.
+The last states are kept (e·t·h), and for the tokens of the LM head's loss twice more (e·h a
+token: the states and their gradient). The loss works on three float32 copies of the logits of as
+many tokens as it takes at once. That is over before the backward pass through the layers begins,
+so only the larger of the two counts.
 
-The adapter is float32: weights, gradients and AdamW's two averages take 4 bytes a number each; the prefix's keys
-and values are made once a step, with a gradient in float32 and a copy in the backbone's type.
+The adapter is float32: weights, gradients and AdamW's two averages take 4 bytes a number each;
+the prefix's keys and values are made once a step, with a gradient in float32 and a copy in the
+backbone's type.
 """
 
 from __future__ import annotations
@@ -36,8 +41,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows that go through the model at once: the tokens of each, and the tokens trained on by the
-    LM head (0 if the head has a module of its own)."""
+    """The rows that go through the model at once: the tokens of each, and how many of all train
+    through the LM head (0 if the head has a module of its own)."""
 
     lengths: tuple[int, ...]
     targets: int = 0
@@ -49,10 +54,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate in bytes for one device ("cpu", "cuda"), type of the frozen weights, and way of training.
+    """An estimate in bytes, for a device ("cpu", "cuda") and a type of the frozen weights.
 
-    ``optimizer``: gradients and AdamW's averages. ``activations``: what is kept for the backward pass.
-    ``logits``: what the loss works on; ``layer``: what a layer's backward pass works on, later.
+    ``optimizer``: gradients and AdamW's averages. ``activations``: what is kept for the backward
+    pass. ``logits``: what the loss works on; ``layer``: what, later, a layer's backward pass does.
     """
 
     device: str
@@ -75,10 +80,11 @@ class Memory:
 
 
 def mlp_shape(geometry: Geometry) -> tuple[int, bool]:
-    """The width inside an MLP, and whether it is gated, from the number of parameters where not given."""
+    """The width inside an MLP, and whether it is gated, as far as the parameters tell."""
     shape, h = geometry, geometry.hidden_size
-    # two matrices of words for decoders; words and positions for encoders
-    embeddings = h * (shape.vocab_size + (shape.vocab_size if shape.causal else shape.max_positions))
+    # decoders have an embedding and an LM head, encoders embeddings of words and of positions
+    second = shape.vocab_size if shape.causal else shape.max_positions
+    embeddings = h * (shape.vocab_size + second)
     attention = (2 * shape.heads + 2 * shape.kv_groups) * shape.head_size * h
     mlp = max(h * h, (shape.parameters - embeddings) // shape.layers - attention)
     if shape.ffn_size is None:
@@ -99,7 +105,8 @@ def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, d
     attention = 2 * size * (queries * width + keys * groups * shape.head_size)
     attention += 4 * queries * shape.heads
     f, gated = mlp_shape(geometry)
-    return 8 * t * shape.hidden_size + attention + (3 if gated else 1) * size * t * f
+    norms = 2 * (4 if shape.causal else size) * t * shape.hidden_size
+    return norms + attention + (3 if gated else 1) * size * t * f
 
 
 def mask_bytes(batch: MicroBatch, prefix: int, size: int, device: str) -> int:
@@ -123,12 +130,10 @@ def saved_bytes(
     shape, t = geometry, batch.tokens
     if checkpointing:
         kept = shape.layers * size * t * shape.hidden_size
+        kept += 4 * t * shape.hidden_size if shape.causal else 0
     else:
-        layer = layer_bytes(shape, batch, prefix, size, device)
-        kept = shape.layers * layer - 4 * t * shape.hidden_size
-    if shape.causal:
-        kept += 4 * t * shape.hidden_size + mask_bytes(batch, prefix, size, device)
-    return kept
+        kept = shape.layers * layer_bytes(shape, batch, prefix, size, device)
+    return kept + (mask_bytes(batch, prefix, size, device) if shape.causal else 0)
 
 
 def estimate(
@@ -170,7 +175,9 @@ def prefix_parameters(geometry: Geometry, length: int, projection: int | None) -
     return flat + (width + 1) * projection + (projection + 1) * width
 
 
-def largest(batches: Iterable[MicroBatch], geometry: Geometry, prefix: int, device: str) -> MicroBatch:
+def largest(
+    batches: Iterable[MicroBatch], geometry: Geometry, prefix: int, device: str
+) -> MicroBatch:
     """The micro-batch that takes the most memory on ``device``."""
     return max(
         batches,

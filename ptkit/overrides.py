@@ -1,4 +1,4 @@
-"""``--set a.b=value``: changes to a recipe from the command line, with TOML values."""
+"""The TOML behind a recipe: its file, and ``--set a.b=value`` from the command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,40 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ptkit.errors import RecipeError
+from ptkit.errors import RecipeError, suggestion
 from ptkit.settings import FromCommandLine
 
 Keys = tuple[str | int, ...]
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = 80  # characters of a bad argument
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a recipe file says. Raises `RecipeError` with its line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        close = suggestion(path.name, [p.name for p in path.parent.glob("*.toml")])
+        raise RecipeError(f"{path}: no such file{close}; `ptkit new recipe` writes one") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; name the recipe file in it") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"{str(path)!r}: can't be read: {reason}") from error
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        line_number, problem = describe_toml_error(error)
+        if line_number == "at the end":
+            line_number = str(text.count("\n") + 1)
+        where = f"{path}:{line_number}" if line_number else str(path)
+        raise RecipeError(f"{where}: not valid TOML: {problem}") from error
 
 
 def apply_overrides(

@@ -13,11 +13,13 @@ from ptkit.components import (
     DatasetFormat,
     Metric,
     TaskHead,
+    Tokenizer,
     Tracker,
     Transform,
 )
 from ptkit.data import Part, RowStore, encode_part, read_parts
-from ptkit.recipe import Recipe
+from ptkit.errors import PtkitError
+from ptkit.recipe import PrefixSettings, Recipe
 from ptkit.records import Record, Row
 from ptkit.reporter import Reporter
 
@@ -42,6 +44,22 @@ class Prepared:
 def _made(component: Component, base: type[Any]) -> Any:
     assert isinstance(component, base)
     return component
+
+
+def prefix_length(settings: PrefixSettings, tokenizer: Tokenizer) -> int:
+    """Virtual tokens a layer: as set, or as many as the text that the prefix starts from has."""
+    tokens = prefix_tokens(settings, tokenizer)
+    return settings.length or len(tokens)
+
+
+def prefix_tokens(settings: PrefixSettings, tokenizer: Tokenizer) -> list[int]:
+    """The text that the prefix starts from; none without one. Raises `PtkitError` for no tokens."""
+    if settings.init_text is None:
+        return []
+    tokens = tokenizer.encode(settings.init_text)
+    if not tokens:
+        raise PtkitError(f"prefix.init_text: {settings.init_text!r} has no tokens; write a prompt")
+    return tokens
 
 
 class Watch(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ import tomli_w
 from pydantic import ValidationError
 
 from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
-from ptkit.errors import PluginError, PtkitError, RecipeError, closest, suggestion
-from ptkit.overrides import apply_overrides, describe_toml_error
+from ptkit.errors import PluginError, PtkitError, RecipeError, closest
+from ptkit.overrides import apply_overrides, read_toml
 from ptkit.problems import Keys, Problem, settings_problems, shown, unknown_key
 from ptkit.registry import Owner, Registered, Registry, load_plugins
 from ptkit.sections import PrefixSettings, TrainSettings
@@ -70,11 +69,16 @@ class Recipe:
     ) -> Recipe:
         """The recipe in ``path`` with ``overrides`` ("a.b=value", TOML values) applied.
 
+        >>> import ptkit
+        >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["prefix.length=8"])
+        >>> recipe.prefix.length, recipe.task.kind
+        (8, 'generation')
+
         Raises `RecipeError` with a line for each problem. Plugins are loaded unless ``registry`` is
         given.
         """
         path = Path(path)
-        data, keys_set = apply_overrides(_read(path), overrides)
+        data, keys_set = apply_overrides(read_toml(path), overrides)
         check = _Check(str(path), path.parent, registry or load_plugins(), keys_set)
         return check.recipe(data, path, path.stem)
 
@@ -125,36 +129,13 @@ def choose(
     data, keys_set = apply_overrides(sections, overrides)
     others = sorted({str(keys[0]) for keys in keys_set if keys[0] not in sections})
     if others:
-        raise RecipeError(f"--set {others[0]}: can't be changed here; what can: {', '.join(sections)}")
+        known = ", ".join(sections)
+        raise RecipeError(f"--set {others[0]}: can't be changed here; what can: {known}")
     check = _Check(label, None, registry, keys_set)
     parts = {key: check._parts(_COMPONENT_SECTIONS[key], data[key], key) for key in data}
     check._fit({"dataset": [], "task": [], "metrics": [], **parts})
     check._raise(list(data))
     return {key: tuple(part.choice(key) for part in found) for key, found in parts.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        close = suggestion(path.name, [p.name for p in path.parent.glob("*.toml")])
-        raise RecipeError(f"{path}: no such file{close}; `ptkit new recipe` writes one") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: is a folder; name the recipe file in it") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"{str(path)!r}: can't be read: {reason}") from error
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        line_number, problem = describe_toml_error(error)
-        if line_number == "at the end":
-            line_number = str(text.count("\n") + 1)
-        where = f"{path}:{line_number}" if line_number else str(path)
-        raise RecipeError(f"{where}: not valid TOML: {problem}") from error
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -219,7 +200,7 @@ class _Check:
             for key, section in _COMPONENT_SECTIONS.items()
         }
         self._fit(parts)
-        dataset = data.get(written.get("dataset", ""))
+        dataset = data[written["dataset"]] if "dataset" in written else None
         if isinstance(dataset, Mapping) and {"validation", "split"} <= dataset.keys():
             keys = (written["dataset"], "split")
             self._add(keys, "is given together with validation; remove one of them")

@@ -98,3 +98,28 @@ def make_recipe(tmp_path: Path, registry: Registry) -> RecipeMaker:
         return Recipe.from_dict(data, folder=tmp_path, name="tiny", registry=registry)
 
     return make
+
+
+AdapterMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_adapter(make_recipe: RecipeMaker, tmp_path: Path) -> AdapterMaker:
+    """The adapter folder of a recipe, with a random prefix instead of a trained one."""
+    from ptkit.engine.adapter import describe_backbone, save_adapter
+    from ptkit.engine.prefix import PrefixEncoder
+
+    def make(name: str = "adapter", *, seed: int = 0, **sections: Any) -> Path:
+        recipe = make_recipe(**sections)
+        backbone = recipe.backbone.create()
+        prefix = PrefixEncoder(backbone.geometry, 3)
+        prefix.initialize(std=1.0, seed=seed)
+        manifest = {
+            "backbone": describe_backbone(backbone),
+            "task": {"kind": recipe.task.kind, "labels": []},
+            "recipe": recipe.resolved(portable=True),
+        }
+        save_adapter(tmp_path / name, prefix, {}, manifest)
+        return tmp_path / name
+
+    return make

@@ -87,17 +87,17 @@ class ConsoleReporter(Reporter):
     def scores(
         self, scores: Mapping[str, Mapping[str, float]], constant: str | None, part: str, rows: int
     ) -> None:
-        table = Table(title=f"scores on {rows:,} {part} rows", title_justify="left", box=None)
+        table = Table(box=None)
         table.add_column("", style="bold")
         columns = [name for name in COLUMNS if name in scores]
         for name in columns:
             table.add_column(name, justify="right", style="green" if name == "after" else "")
-        for metric in scores["after"]:
+        for metric in scores[columns[-1]]:
             cells = [
                 f"{scores[name][metric]:.2f}" if metric in scores[name] else "–" for name in columns
             ]
             table.add_row(metric, *cells)
-        self._console.print()
+        self._print(f"\nscores on {rows:,} {part} row{'' if rows == 1 else 's'}")
         self._console.print(table)
         self._console.print()
         for name in columns:

@@ -1,23 +1,24 @@
 """The adapter folder: what a run leaves to be used, and everything needed to check that it fits.
 
-``adapter.json`` (what it is and fits), ``prefix.safetensors``, and ``head.safetensors`` if the head has
-a module. Nothing in it is executed, and it holds no absolute path.
+``adapter.json`` (what it is and fits), ``prefix.safetensors``, and ``head.safetensors`` if the head
+has a module. Nothing in it is executed, no path in it is followed, and its files are known by their
+SHA-256.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load
+from torch import Tensor, nn
 
-from ptkit.components import Backbone
+from ptkit.components import Backbone, TaskHead
 from ptkit.engine.files import save_tensors, whole_folder, write_json
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.errors import CheckpointError
@@ -36,6 +37,12 @@ class Adapter:
     manifest: dict[str, Any]
     prefix: PrefixEncoder
     head: dict[str, Tensor] = field(default_factory=dict)
+    folder: Path = field(default=Path("adapter"), compare=False)
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of what adapter.json says; that includes the hashes of the other files."""
+        return str(self.manifest["checksum"])
 
     @property
     def length(self) -> int:
@@ -46,18 +53,35 @@ class Adapter:
     def labels(self) -> tuple[str, ...]:
         return tuple(self.manifest["task"]["labels"])
 
+    def load_head(self, head: TaskHead, module: nn.Module | None) -> None:
+        """Put the head's weights into the module that ``head`` built. Raises `CheckpointError`."""
+        wanted = {} if module is None else _shapes(module.state_dict())
+        got = _shapes(self.head)
+        if wanted != got:
+            raise CheckpointError(
+                f"{self.folder / HEAD}: doesn't match task {head.name!r}: expected "
+                f"{_short(wanted)}, got {_short(got)}"
+            )
+        if module is not None:
+            module.load_state_dict(self.head)
+            module.eval().requires_grad_(False)
+
     def check_fits(self, backbone: Backbone) -> None:
         """Raise `CheckpointError`, a line a difference, unless it was made for this backbone."""
         mine = self.manifest["backbone"]
         theirs = describe_backbone(backbone)
         problems = [
-            f"adapter: was made for {key} {_short(mine.get(key))}, but the backbone has "
+            f"{self.folder}: was made for {key} {_short(mine.get(key))}, but the backbone has "
             f"{_short(theirs[key])}"
             for key in ("kind", "geometry", "tokenizer", "fingerprint")
             if mine.get(key) != theirs[key]
         ]
         if problems:
             raise CheckpointError(*problems)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
 def _short(value: Any) -> str:
@@ -89,7 +113,11 @@ def save_adapter(
     head: Mapping[str, Tensor],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write an adapter folder, whole or not at all."""
+    """Write an adapter folder, whole or not at all.
+
+    ``manifest``: JSON values with at least "backbone" (`describe_backbone`), "task" with its kind
+    and labels, and "recipe".
+    """
     hidden = None if prefix.trans is None else prefix.trans[0].out_features
     described = {
         "format": FORMAT,
@@ -100,49 +128,111 @@ def save_adapter(
         save_tensors(partial / PREFIX, prefix.state_dict())
         if head:
             save_tensors(partial / HEAD, head)
-        write_json(partial / MANIFEST, described)
+        described["files"] = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(partial.iterdir())
+        }
+        write_json(partial / MANIFEST, {**described, "checksum": _checksum(described)})
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter of a folder, on the CPU. Raises `CheckpointError` if it is not whole."""
-    folder = Path(path)
+    """The adapter of a folder, or of the run folder that it lies in, on the CPU.
+
+    Raises `CheckpointError` if it is not whole, was altered, or is of another version.
+    """
+    folder = _adapter_folder(Path(path))
     manifest_path = folder / MANIFEST
+    manifest = _manifest(manifest_path, _inside(folder, MANIFEST))
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = f"; did you mean {folder / 'adapter'}?" if (folder / "adapter").is_dir() else ""
-        raise CheckpointError(f"{folder}: is no adapter, it has no {MANIFEST}{hint}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{manifest_path}: can't be read: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise CheckpointError(
-            f"{manifest_path}: format must be {FORMAT}, got {got!r}; "
-            "it was made by another version of ptkit"
+        geometry = Geometry(
+            **manifest["backbone"]["geometry"], heads=0, max_positions=0, parameters=0
         )
-    try:
-        shape = manifest["backbone"]["geometry"]
-        geometry = Geometry(**shape, heads=0, max_positions=0, parameters=0)
         prefix = PrefixEncoder(geometry, **manifest["prefix"])
-        labels = manifest["task"]["labels"]
-    except (KeyError, TypeError, ValueError) as error:
+        files, task = dict(manifest["files"]), manifest["task"]
+        if not isinstance(task["kind"], str) or not isinstance(task["labels"], list):
+            raise TypeError("task.kind must be a string, task.labels a list")
+        if not isinstance(manifest["backbone"]["kind"], str):
+            raise TypeError("backbone.kind must be a string")
+        if not isinstance(manifest["recipe"], dict):
+            raise TypeError("recipe must be a table")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{manifest_path}: is damaged ({error!r})") from None
-    assert isinstance(labels, list)
-    tensors = _read(folder / PREFIX)
-    wanted = {name: tuple(t.shape) for name, t in prefix.state_dict().items()}
-    got_shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != got_shapes:
+    strange = sorted(set(files) - {PREFIX, HEAD})
+    if strange or PREFIX not in files:
+        names = ", ".join(strange) or "no weights"
         raise CheckpointError(
-            f"{folder / PREFIX}: doesn't match {MANIFEST}: expected {wanted}, got {got_shapes}"
+            f"{manifest_path}: names {names}; an adapter has {PREFIX}, perhaps {HEAD}, and no other"
         )
-    prefix.load_state_dict(tensors)
+    tensors = {name: _read(folder, name, digest) for name, digest in files.items()}
+    wanted, got = _shapes(prefix.state_dict()), _shapes(tensors[PREFIX])
+    if wanted != got:
+        raise CheckpointError(
+            f"{folder / PREFIX}: doesn't match {MANIFEST}: expected {wanted}, got {got}"
+        )
+    prefix.load_state_dict(tensors[PREFIX])
     prefix.requires_grad_(False)
-    head = _read(folder / HEAD) if (folder / HEAD).exists() else {}
-    return Adapter(manifest, prefix, head)
+    return Adapter(manifest, prefix, tensors.get(HEAD, {}), folder)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _adapter_folder(path: Path) -> Path:
+    inner = path / "adapter"
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such adapter folder")
+    if (path / MANIFEST).exists():
+        return path
+    if (inner / MANIFEST).exists():
+        return inner
+    hint = f"; did you mean {inner}?" if inner.is_dir() else ""
+    raise CheckpointError(f"{path}: is no adapter, it has no {MANIFEST}{hint}")
+
+
+def _inside(folder: Path, name: str) -> bytes:
+    """The bytes of a file of the folder, which must not be a link that leads out of it."""
+    path = folder / name
+    found = path.resolve()
+    if found.parent != folder.resolve():
+        raise CheckpointError(
+            f"{path}: is a link out of the adapter, to {found}; put the file there"
+        )
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}; the adapter is not whole") from None
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing; the adapter is not whole") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _manifest(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from None
+    got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if type(got) is not int or got != FORMAT:
+        newer = "a newer" if isinstance(got, int) and got > FORMAT else "another"
+        raise CheckpointError(
+            f"{path}: format must be {FORMAT}, got {got!r}; it was made by {newer} version of ptkit"
+        )
+    if "checksum" not in manifest:
+        raise CheckpointError(f"{path}: is damaged: it has no checksum")
+    if manifest["checksum"] != _checksum(manifest):
+        raise CheckpointError(f"{path}: was altered after it was made (its checksum is another)")
+    return dict(manifest)
+
+
+def _read(folder: Path, name: str, digest: object) -> dict[str, Tensor]:
+    content, path = _inside(folder, name), folder / name
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path}: was altered or cut short after it was made (its SHA-256 is another); "
+            "the adapter is not whole"
+        )
+    try:
+        return load(content)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from None

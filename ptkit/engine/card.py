@@ -137,12 +137,15 @@ def _scores(run: FinishedRun) -> str:
 def _use(run: FinishedRun) -> str:
     # a row of the data may be nobody else's business: a card is made to be passed on
     prompt = None if example_prompt(run) is None else "your prompt"
-    source = Path(str(run.recipe["backbone"].get("source", ""))).name
+    source = str(run.recipe["backbone"].get("source", ""))
+    named = not Path(source).is_absolute()
+    # of a path only the name is kept, in a place that no reader takes for their own
+    source = source if named else f"/path/to/{Path(source).name}"
+    base = "" if named else ", the base model's folder in place of the path below"
     return (
-        "## Use\n\n"
-        "With ptkit installed, the base model at hand and this folder named `adapter`:\n\n"
+        f"## Use\n\nWith ptkit installed{base} and this folder named `adapter`:\n\n"
         f"```python\n{python_lines(source, 'adapter', prompt)}```\n\n"
-        f"```sh\n{shell_lines('adapter', chat=prompt is not None)}```\n"
+        f"```sh\n{shell_lines(source, 'adapter', chat=prompt is not None)}```\n"
     )
 
 

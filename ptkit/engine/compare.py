@@ -25,8 +25,8 @@ class Difference:
 class Comparison:
     """Runs in the order given, the others compared with the first.
 
-    ``names``: what tells them apart. ``gains``: of each run the bootstrap of its rows ("this") beside
-    the first's ("first"), if the rows are the same.
+    ``names``: what tells them apart. ``gains``: of each run the bootstrap of its rows ("this")
+    beside the first's ("first"), if the rows are the same.
     """
 
     runs: Sequence[FinishedRun]

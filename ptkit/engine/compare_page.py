@@ -21,7 +21,6 @@ from ptkit.engine.page import (
     table,
 )
 from ptkit.engine.plot import smoothed
-from ptkit.engine.report import smoothing
 
 COLOURS = 6
 
@@ -133,8 +132,7 @@ def _loss(comparison: Comparison) -> Html:
     lines, rules = [], []
     for place, (name, run) in enumerate(zip(comparison.names, comparison.runs, strict=True)):
         train, validation = run.losses("train"), run.losses("validation")
-        weight = smoothing(len(train))
-        smooth = smoothed([loss for _, loss in train], weight)
+        smooth = smoothed([loss for _, loss in train])
         points = list(zip([step for step, _ in train], smooth, strict=True))
         style = "faint" if validation else "plain"
         lines.append(Line("" if validation else name, points, _colour(place), style))

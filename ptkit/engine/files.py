@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ptkit.errors import PtkitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
 
@@ -115,4 +116,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file without metadata: equal tensors give equal bytes."""
+    from safetensors.torch import save_file
+
     save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, path)

@@ -232,7 +232,7 @@ def _about_intervals(run: FinishedRun) -> str:
     missing = f" {', '.join(without)}: not a mean over rows, so without one." if without else ""
     return (
         f"{unit}Below each score, its 95 % bootstrap interval: the rows drawn anew 2,000 times "
-        "(percentiles; Efron, 1979). The difference is paired, both taken from the same drawn rows. "
+        "(percentiles; Efron, 1979). The difference is paired: both from the same drawn rows. "
         f"The intervals cover the choice of rows, not that of seed, data or recipe.{missing}"
     )
 
@@ -240,15 +240,10 @@ def _about_intervals(run: FinishedRun) -> str:
 # ------------------------------------------------------------------------------------------ charts
 
 
-def smoothing(steps: int) -> float:
-    """The weight of the moving average: it lags by a twentieth of the run, by 50 steps at most."""
-    return min(0.98, max(0.0, 1 - 20 / max(steps, 1)))
-
-
 def _loss(run: FinishedRun) -> Html:
     train = run.losses("train")
     steps = [step for step, _ in train]
-    smooth = smoothed([loss for _, loss in train], smoothing(len(train)))
+    smooth = smoothed([loss for _, loss in train])
     chart = line_chart(
         [
             Line("training, each step", train, "c1", "faint"),

@@ -11,7 +11,7 @@ from ptkit.engine.page import Html, counted, element, joined, number, shortened
 from ptkit.engine.runfolder import FinishedRun
 
 EACH = 5  # rows of a kind
-LONGEST = 1000  # characters of a text that are shown
+LONGEST = 600  # characters of a text that are shown
 SEED = 0
 
 

@@ -54,7 +54,7 @@ from ptkit.engine.train import (
     train,
 )
 from ptkit.errors import PtkitError
-from ptkit.preparation import prepare
+from ptkit.preparation import prefix_tokens, prepare
 from ptkit.recipe import Recipe
 from ptkit.records import HeadInfo, RunInfo
 from ptkit.reporter import Reporter
@@ -78,11 +78,7 @@ class RunResult:
 def build_prefix(recipe: Recipe, backbone: Backbone, model: Model) -> PrefixEncoder:
     """The prefix encoder of a recipe, initialised as it says, on the model's device."""
     settings, geometry = recipe.prefix, backbone.geometry
-    tokens: list[int] = []
-    if settings.init_text is not None:
-        tokens = backbone.tokenizer.encode(settings.init_text)
-        if not tokens:
-            raise PtkitError(f"prefix.init_text: {settings.init_text!r} has no tokens; write a prompt")
+    tokens = prefix_tokens(settings, backbone.tokenizer)
     length = settings.length or len(tokens)
     hidden = None
     if settings.projection:
@@ -130,6 +126,13 @@ def run(
     ``out``: the run folder, by default ``runs/<recipe>-<time>``; ``device``: "auto", "cpu", "cuda";
     ``resume``: go on in ``out`` from its newest checkpoint, with exactly the result of a run that was
     never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one stops at once.
+
+    >>> import ptkit
+    >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["train.max_steps=2"])
+    >>> result = ptkit.run(recipe, out="runs/first")
+    >>> list(result.scores)  # each is a score by name, such as result.scores["after"]["bleu-4"]
+    ['before', 'constant', 'after']
+    >>> tuned = ptkit.load("nano", result.adapter)
 
     Raises `PtkitError` for anything that the user can mend.
     """
@@ -327,7 +330,8 @@ class _Run(Watcher):
         self.latest["loss" if kind == "train" else kind] = values["loss"]
         order = ("loss", "validation", "untuned")
         shown: dict[str, float] = {k: self.latest[k] for k in order if k in self.latest}
-        if kind == "train" or self.progress.ended:
+        validated_next = values["step"] == self.training.total and "validation" in self.prepared.parts
+        if (kind == "train" and not validated_next) or (kind == "validation" and self.progress.ended):
             self.reporter.progress("training", values["step"], self.training.total, shown)
 
     def validate(self) -> float | None:

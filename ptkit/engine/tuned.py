@@ -1,8 +1,8 @@
-"""A frozen model with an adapter, ready to use: generate, look at logits, switch the adapter off and on."""
+"""A frozen model with an adapter, ready to use: generate, chat, predict, adapter off and on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,35 @@ from torch import Tensor, nn
 from ptkit.components import Backbone, TaskHead
 from ptkit.data import Part, encode_part
 from ptkit.engine.adapter import Adapter, load_adapter
+from ptkit.engine.assembly import Assembly, assemble
 from ptkit.engine.evaluate import predict
 from ptkit.engine.model import Model
 from ptkit.engine.session import build_head, load_model
-from ptkit.errors import CheckpointError, PtkitError
+from ptkit.engine.stream import TextStream
+from ptkit.errors import PtkitError
 from ptkit.records import GenerationRecord, Origin, Record, Sampling
 from ptkit.registry import Registry, load_plugins
 from ptkit.settings import SourcePath
 
+ANSWER_TOKENS = 256  # where an answer of a base model ends at the latest
+History = Sequence[tuple[str, str]]
+
 
 class Tuned:
-    """What `ptkit.load` returns.
+    """A model that answers, with its adapter on or off; what `ptkit.load` returns.
 
-    >>> tuned = ptkit.load("nano", "runs/quickstart/adapter")  # doctest: +SKIP
-    >>> tuned.generate(["类型#裙*颜色#红色"])  # doctest: +SKIP
+    >>> import ptkit
+    >>> tuned = ptkit.load("nano", "runs/first/adapter")
+    >>> answers = tuned.generate(["类型#裙*颜色#红色", "类型#裤*颜色#白色"])
+    >>> len(answers)
+    2
+    >>> with tuned.adapter_off():  # the same model without the adapter
+    ...     untuned = tuned.generate(["类型#裙*颜色#红色"])
+    >>> history = [("类型#裙*颜色#红色", answers[0])]
+    >>> answer = tuned.chat("类型#裤*颜色#白色", history)
+
+    ``predict`` takes records of any task, such as those that a `DatasetFormat` reads; ``logits``
+    looks at a single text.
     """
 
     def __init__(
@@ -40,8 +55,18 @@ class Tuned:
         self.model = model
         self.adapter = adapter
         self.head = head
-        self._module = module
+        self.module = module
         self.enabled = adapter is not None
+
+    @classmethod
+    def of(cls, parts: Assembly, adapter: Adapter | None, device: str) -> Tuned:
+        """Load the weights of ``parts`` and put the adapter's into them."""
+        model = load_model(parts.backbone, device)
+        module = None
+        if parts.head is not None and adapter is not None:
+            module = build_head(parts.head, parts.backbone, model, seed=0)
+            adapter.load_head(parts.head, module)
+        return cls(parts.backbone, model, adapter, parts.head, module)
 
     @property
     def enabled(self) -> bool:
@@ -66,37 +91,63 @@ class Tuned:
             self.enabled = before
 
     def logits(self, text: str) -> Tensor:
-        """[s, v] in float32: the logits at every token of ``text`` in the model's prompt template."""
-        tokenizer = self.backbone.tokenizer
-        tokens = [*tokenizer.start_ids, *tokenizer.encode(tokenizer.prompt(text).text)]
-        return self.model.logits(tokens)
+        """[s, v] in float32: the logits at every token of ``text`` in the model's template."""
+        return self.model.logits(self._prompt(text, ()))
 
     def generate(
         self,
         prompts: Sequence[str],
         *,
-        history: Sequence[tuple[str, str]] = (),
+        history: History = (),
         sampling: Sampling | None = None,
     ) -> list[str]:
-        """An answer a prompt. With an adapter, prompts are cut and answers decoded as its task says."""
+        """An answer a prompt; an adapter's task says how prompts are cut and answers decoded."""
         if isinstance(prompts, str):
             raise TypeError("generate() takes a list of prompts, got a single string")
-        tokenizer = self.backbone.tokenizer
         if sampling is None and self.head is not None:
-            return self.predict(
-                [
-                    GenerationRecord(
-                        origin=Origin("prompt", number), prompt=prompt, history=tuple(history)
-                    )
-                    for number, prompt in enumerate(prompts, start=1)
-                ]
-            )
-        ids = [
-            [*tokenizer.start_ids, *tokenizer.encode(tokenizer.prompt(prompt, history).text)]
-            for prompt in prompts
-        ]
-        answers = self.model.generate(ids, sampling or Sampling(max_new_tokens=256))
-        return [tokenizer.decode(answer).strip() for answer in answers]
+            return [
+                str(answer)
+                for answer in self.predict(
+                    [_record(prompt, history, line) for line, prompt in enumerate(prompts, start=1)]
+                )
+            ]
+        ids = [self._prompt(prompt, history) for prompt in prompts]
+        answers = self.model.generate(ids, sampling or Sampling(max_new_tokens=ANSWER_TOKENS))
+        return [self.backbone.tokenizer.decode(answer).strip() for answer in answers]
+
+    def chat(
+        self,
+        query: str,
+        history: History = (),
+        *,
+        sampling: Sampling | None = None,
+        each: Callable[[str], None] | None = None,
+    ) -> str:
+        """The answer to ``query`` after the turns of ``history``, oldest first, as (query, answer).
+
+        ``each`` gets the answer piece by piece while it grows; together the pieces are the answer.
+        It may raise an exception to stop. An adapter's task cuts long conversations as its settings
+        say; the base model forgets the oldest turns.
+        """
+        if self.head is None and sampling is None:
+            sampling = Sampling(max_new_tokens=ANSWER_TOKENS)
+            history = self._fitting(query, history, sampling.max_new_tokens)
+        stream = TextStream(self.backbone.tokenizer.decode, each or (lambda piece: None))
+        self.model.watcher = (lambda key, token: stream.add(token)) if each is not None else None
+        try:
+            answer = self.generate([query], history=history, sampling=sampling)[0]
+        finally:
+            self.model.watcher = None
+        if each is not None:
+            stream.finish(answer)
+        return answer
+
+    def left_out(self, query: str, history: History = ()) -> int:
+        """How many tokens of a conversation the adapter's task would cut."""
+        if self.head is None:
+            return 0
+        rows = self.head.encode(_record(query, history), self.backbone.tokenizer)
+        return sum(row.cut for row in rows)
 
     def predict(self, records: Sequence[Record]) -> list[Any]:
         """A prediction a record, by the adapter's task head."""
@@ -114,67 +165,66 @@ class Tuned:
         part = Part.of("prediction", source, list(records))
         limit = self.backbone.geometry.max_positions
         encode_part(part, self.head, self.backbone.tokenizer, limit)
-        return predict(self.model, self.head, self._module, part, self.backbone.tokenizer)
+        return predict(self.model, self.head, self.module, part, self.backbone.tokenizer)
+
+    def _prompt(self, query: str, history: History) -> list[int]:
+        tokenizer = self.backbone.tokenizer
+        return [*tokenizer.start_ids, *tokenizer.encode(tokenizer.prompt(query, history).text)]
+
+    def _fitting(self, query: str, history: History, new_tokens: int) -> History:
+        """The latest turns of the history that leave room for the answer."""
+        room = self.backbone.geometry.max_positions - new_tokens
+        while len(self._prompt(query, history)) > room:
+            if not history:
+                raise PtkitError(
+                    f"the message has {len(self._prompt(query, ()))} tokens, the model takes "
+                    f"{room} beside an answer of {new_tokens}; shorten it"
+                )
+            history = history[1:]
+        return history
+
+
+def _record(prompt: str, history: History, line: int = 1) -> GenerationRecord:
+    return GenerationRecord(origin=Origin("prompt", line), prompt=prompt, history=tuple(history))
 
 
 def load(
-    backbone: Backbone | str | Path,
+    backbone: Backbone | str | Path | None = None,
     adapter: Adapter | str | Path | None = None,
     *,
     kind: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    overrides: Sequence[str] = (),
     registry: Registry | None = None,
 ) -> Tuned:
     """A frozen model, with an adapter if one is given, ready to use.
 
-    ``backbone``: a model folder, a named source such as "nano", or a `Backbone`. ``kind``: the backbone
-    plugin that reads it; by default the adapter's, or the only one installed. ``device``: "auto", "cpu",
-    "cuda"; ``dtype``: "auto", "float32", "bfloat16", "float16".
+    ``backbone``: a model folder, a named source such as "nano", or a `Backbone`; None is the source
+    that the adapter names, if a plugin has it. ``adapter``: its folder, or the run folder that it
+    lies in. ``kind``: the backbone plugin that reads the model; by default the adapter's, or the
+    only one installed. ``device``: "auto", "cpu", "cuda"; ``dtype``: "auto" (as the adapter's
+    recipe says, else by device), "float32", "bfloat16", "float16". ``overrides``: changes to the
+    adapter's recipe.
 
-    Raises `CheckpointError` if the adapter is damaged or was made for something else.
+    >>> import ptkit
+    >>> tuned = ptkit.load("nano", "runs/first")
+    >>> tuned.enabled
+    True
+    >>> drawn = ptkit.load("nano", "runs/first", overrides=["task.sampling.temperature=0.9"])
+    >>> base = ptkit.load("nano")
+    >>> base.enabled
+    False
+
+    Raises `CheckpointError` if the adapter is damaged or was made for something else, `RecipeError`
+    if a component that it names is not installed or does not take its settings.
     """
     registry = registry or load_plugins()
     if not (adapter is None or isinstance(adapter, Adapter)):
         adapter = load_adapter(adapter)
-    if not isinstance(backbone, Backbone):
-        backbone = _find_backbone(str(backbone), kind, adapter, dtype, registry)
-    head = None
-    if adapter is not None:
-        adapter.check_fits(backbone)
-        head = _head_of(adapter, registry)
-    model = load_model(backbone, device)
-    module = None if head is None else build_head(head, backbone, model, seed=0)
-    if module is not None and adapter is not None:
-        module.load_state_dict(adapter.head)
-        module.eval().requires_grad_(False)
-    return Tuned(backbone, model, adapter, head, module)
-
-
-def _find_backbone(
-    source: str, kind: str | None, adapter: Adapter | None, dtype: str, registry: Registry
-) -> Backbone:
-    if kind is None and adapter is not None:
-        kind = str(adapter.manifest["backbone"]["kind"])
-    if kind is None:
-        kinds = registry.names("backbone")
-        if len(kinds) != 1:
-            raise PtkitError(f"load() needs kind=, one of: {', '.join(kinds) or 'none is installed'}")
-        kind = kinds[0]
-    component = registry.find("backbone", kind).component
-    named = registry.resolve_source(source)
-    path = named or Path(source).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{source}: no such model folder, and no plugin knows that name")
-    found = SourcePath(source, path, named=named is not None)
-    made = component(component.Settings.model_validate({"source": found, "dtype": dtype}))
-    assert isinstance(made, Backbone)
-    return made
-
-
-def _head_of(adapter: Adapter, registry: Registry) -> TaskHead:
-    task = adapter.manifest["recipe"]["task"]
-    component = registry.find("task", task["kind"]).component
-    assert issubclass(component, TaskHead)
-    options = {key: value for key, value in task.items() if key != "kind"}
-    return component(component.Settings.model_validate(options), labels=adapter.labels)
+    if isinstance(backbone, Path):
+        backbone = str(backbone)
+    parts = assemble(
+        adapter, registry, backbone=backbone, kind=kind, dtype=dtype, overrides=overrides
+    )
+    return Tuned.of(parts, adapter, device)

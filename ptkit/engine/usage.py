@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 from ptkit.engine.page import Html, element, joined
 from ptkit.engine.runfolder import FinishedRun
@@ -36,15 +37,16 @@ def python_lines(source: str, adapter: str, prompt: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shell_lines(adapter: str, *, chat: bool) -> str:
-    """Commands that use an adapter."""
+def shell_lines(source: str, adapter: str, *, chat: bool) -> str:
+    """Commands that use an adapter; a base model that has a name is found by the adapter itself."""
     path = shlex.quote(adapter)
+    base = f" --backbone {shlex.quote(source)}" if Path(source).is_absolute() else ""
     lines = [
-        f"ptkit predict {path} --input FILE --output FILE",
-        f"ptkit evaluate {path} --data FILE",
+        f"ptkit predict {path} --input FILE --output FILE{base}",
+        f"ptkit evaluate {path} --data FILE{base}",
     ]
     if chat:
-        lines.insert(0, f"ptkit chat {path}")
+        lines.insert(0, f"ptkit chat {path}{base}")
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +56,7 @@ def usage(run: FinishedRun) -> Html:
     source = str(run.recipe["backbone"].get("source", ""))
     return joined(
         element("h3", "In the terminal"),
-        element("pre", shell_lines(adapter, chat=prompt is not None)),
+        element("pre", shell_lines(source, adapter, chat=prompt is not None)),
         element("h3", "In Python"),
         element("pre", python_lines(source, adapter, prompt)),
         element("p.note", "Paths are as they were when this page was made. ", _fits(run)),

@@ -75,7 +75,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for column in MEANS:
         for metric in ("rouge-1", "overlap"):
-            values = [s[metric] for row in rows if metric in (s := row["scores"][column])]
+            values = [s[metric] for row in rows if metric in (s := row["scores"].get(column, {}))]
             if values:
                 found.setdefault(column, {})[metric] = math.fsum(values) / len(values)
     return found

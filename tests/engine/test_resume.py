@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from ptkit.engine import files
 from ptkit.engine.session import run
 from ptkit.engine.stopping import Interrupted, StopSignals
@@ -74,7 +75,7 @@ class Filesystem:
             (os, "fsync"),
             (Path, "replace"),
             (files.shutil, "rmtree"),
-            (files, "save_file"),
+            (safetensors.torch, "save_file"),
             (Path, "write_text"),
         ):
             monkeypatch.setattr(module, name, self.wrap(getattr(module, name)))

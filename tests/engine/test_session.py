@@ -195,7 +195,6 @@ def test_at_most_twenty_bad_rows_are_shown(make_recipe: MakeRecipe, tmp_path: Pa
         ({"dataset": {"train": "empty.json"}}, "empty.json: has no rows; dataset.train needs"),
         ({"dataset": {"validation": None, "split": 0.99}}, "leaves none to train on"),
         ({"prefix": {"init": "text", "init_text": " "}}, "prefix.init_text: ' ' has no tokens"),
-        ({"task": {"max_source_tokens": 1}}, "task.max_source_tokens = 1 leaves no room"),
         ({"backbone": {"max_positions": 8}}, "train.json:1: has"),
     ],
 )

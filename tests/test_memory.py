@@ -1,0 +1,240 @@
+"""The memory estimate, against the bytes that autograd keeps and the tensors that are alive."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ptkit.engine.model import Model
+from ptkit.engine.prefix import PrefixEncoder
+from ptkit.memory import (
+    MicroBatch,
+    estimate,
+    largest,
+    mlp_shape,
+    prefix_parameters,
+    saved_bytes,
+)
+from ptkit.records import IGNORE, EncodedRow, Geometry, Row
+from ptkit.testing import TinyBackbone, tiny_model
+
+LENGTHS = (40, 60, 100, 25)
+PREFIX = 16
+CHATGLM2 = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
+
+
+def backbone(*, causal: bool, buckets: int = 500) -> TinyBackbone:
+    return TinyBackbone(
+        TinyBackbone.Settings(
+            layers=4,
+            hidden_size=128,
+            heads=4,
+            kv_groups=2,
+            head_size=32,
+            buckets=buckets,
+            causal=causal,
+        )
+    )
+
+
+def rows(lengths: Sequence[int]) -> list[EncodedRow]:
+    """Rows of arbitrary tokens whose second half is trained on."""
+    made = []
+    for record, length in enumerate(lengths):
+        tokens = tuple(5 + i % 50 for i in range(length))
+        half = length // 2
+        made.append(EncodedRow(Row(tokens, (IGNORE,) * half + tokens[half:]), record))
+    return made
+
+
+@contextmanager
+def prefixed(model: Model, dtype: str, *, checkpointing: bool) -> Iterator[None]:
+    for module in model.frozen_modules():
+        module.to(getattr(torch, dtype))
+    if checkpointing:
+        model.enable_checkpointing()
+    prefix = PrefixEncoder(model.geometry, PREFIX)
+    leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in prefix()]
+    with model.using(leaves):
+        yield
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_autograd_keeps(*, causal: bool, dtype: str, checkpointing: bool) -> None:
+    model = tiny_model(backbone(causal=causal))
+    frozen: set[int] = set()
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in frozen:
+            kept[place] = tensor
+        return tensor
+
+    with prefixed(model, dtype, checkpointing=checkpointing):
+        frozen |= {p.untyped_storage().data_ptr() for p in model.body.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model.states(rows(LENGTHS)).hidden
+        real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        hidden.sum().backward()
+    expected = saved_bytes(
+        model.geometry,
+        MicroBatch(LENGTHS),
+        PREFIX,
+        4 if dtype == "float32" else 2,
+        checkpointing=checkpointing,
+    )
+    if checkpointing:  # the layout holds the masks, not autograd
+        masks = sum(s * (s + PREFIX) for s in LENGTHS) * (4 if dtype == "float32" else 2)
+        expected -= masks if causal else 0
+    assert real == pytest.approx(expected, rel=0.05)
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, and the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if torch.is_tensor(t)
+        }
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if not torch.is_tensor(tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given | self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return made
+
+    def _freed(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("buckets", [500, 8000])  # a layer's, or the logits', is the larger work
+def test_the_peak(*, buckets: int, dtype: str, checkpointing: bool) -> None:
+    model = tiny_model(backbone(causal=True, buckets=buckets))
+    data = rows(LENGTHS)
+    with prefixed(model, dtype, checkpointing=checkpointing), Alive() as alive:
+        losses, _ = model.states(data).token_loss([row.labels for row in data])
+        losses.sum().backward()
+    targets = sum(label != IGNORE for row in data for label in row.labels)
+    memory = estimate(
+        model.geometry,
+        MicroBatch(LENGTHS, targets),
+        prefix=PREFIX,
+        trainable=0,
+        device="cpu",
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
+    assert alive.most == pytest.approx(
+        memory.activations + max(memory.logits, memory.layer), rel=0.1
+    )
+
+
+def test_the_estimate_by_hand() -> None:
+    """l 2, n 2, g 1, d 4, h 8, f 16, v 10, p 3; rows of 5 and 2 tokens, 4 targets."""
+    layer = 2 * 8 + 8 * 9 + 2 * 4 * 9 + 8 * 8 + 3 * 16 * 8
+    geometry = Geometry(2, 2, 1, 4, 8, 10, 99, 2 * layer + 2 * 80 + 8, ffn_size=16)
+    batch = MicroBatch((5, 2), 4)
+    assert batch.tokens == 7
+
+    def of(device: str, *, checkpointing: bool) -> Any:
+        return estimate(
+            geometry,
+            batch,
+            prefix=3,
+            trainable=48,
+            device=device,
+            dtype="float32",
+            checkpointing=checkpointing,
+        )
+
+    norms, mlp = 2 * 4 * 7 * 8, 3 * 4 * 7 * 16
+    attention = 2 * 4 * 7 * 8 + 2 * 4 * (7 + 2 * 3) * 4 + 4 * 7 * 2
+    masks = 4 * (5 * 8 + 2 * 5)
+    states = 4 * 8 * (7 + 2 * 4)
+    plain = of("cpu", checkpointing=False)
+    assert plain.weights == 4 * geometry.parameters
+    assert plain.optimizer == 3 * 4 * 48
+    assert plain.adapter == 4 * 48 + 12 * 48  # flat: keys and values are as many numbers
+    # the norm that the first layer hasn't is the one behind the last
+    assert plain.activations == 2 * (norms + attention + mlp) + masks + states
+    assert plain.logits == 3 * 4 * 4 * 10
+    assert plain.layer == mlp
+    rest = plain.weights + plain.adapter + plain.optimizer
+    assert plain.total == rest + plain.activations + mlp
+    saving = of("cpu", checkpointing=True)
+    assert saving.activations == 2 * 4 * 7 * 8 + 4 * 7 * 8 + masks + states
+    assert saving.layer == norms + attention + 2 * mlp
+    padded = 2 * 4 * 10 * 8 + 2 * 4 * (10 + 2 * 3) * 8 + 4 * 10 * 2  # two rows of five, two heads
+    on_gpu = of("cuda", checkpointing=False)
+    assert on_gpu.activations == 2 * (norms + padded + mlp) + 4 * 2 * 5 * 8 + states
+
+
+def test_chatglm2_with_checkpointing_takes_hardly_more_than_its_weights() -> None:
+    batch = MicroBatch((120,) * 16, 16 * 75)
+    plain, saving = (
+        estimate(
+            CHATGLM2,
+            batch,
+            prefix=128,
+            trainable=1_835_008,
+            device="cuda",
+            dtype="bfloat16",
+            checkpointing=checkpointing,
+        )
+        for checkpointing in (False, True)
+    )
+    assert saving.weights / 2**30 == pytest.approx(11.63, abs=0.01)
+    assert 12 < saving.total / 2**30 < 13
+    assert 16 < plain.total / 2**30 < 24
+
+
+def test_the_width_of_an_mlp_is_guessed_from_the_parameters() -> None:
+    assert mlp_shape(CHATGLM2) == (13696, True)
+    unknown = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000)
+    assert mlp_shape(unknown) == (pytest.approx(13696, rel=0.01), True)
+    bert = Geometry(12, 12, 12, 64, 768, 30522, 512, 108_891_648, causal=False, ffn_size=3072)
+    assert mlp_shape(bert) == (3072, False)
+    unknown = Geometry(12, 12, 12, 64, 768, 30522, 512, 108_891_648, causal=False)
+    assert mlp_shape(unknown) == (pytest.approx(3072, rel=0.01), False)
+
+
+@pytest.mark.parametrize("projection", [None, 7])
+def test_prefix_parameters(projection: int | None) -> None:
+    shape = TinyBackbone().geometry
+    real = PrefixEncoder(shape, 5, projection_hidden_size=projection)
+    counted = sum(parameter.numel() for parameter in real.parameters())
+    assert prefix_parameters(shape, 5, projection) == counted
+
+
+def test_published_prefix_parameters() -> None:
+    assert prefix_parameters(CHATGLM2, 128, None) == 1_835_008
+
+
+def test_the_largest_micro_batch() -> None:
+    small, long, many = MicroBatch((9, 9)), MicroBatch((30, 2)), MicroBatch((12, 12, 12))
+    assert largest([small, long, many], CHATGLM2, 4, "cpu") == many
+    assert largest([small, long, many], CHATGLM2, 4, "cuda") == long
