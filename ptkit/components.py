@@ -1,7 +1,8 @@
 """What a plugin can add: the abstract classes behind every ``kind`` of a recipe.
 
-A component nests ``class Settings``, which is its recipe section, and has a kebab-case ``name``, which is
-its ``kind``. Nothing here imports torch; components import it inside the methods that need it.
+A component nests ``class Settings``, which is its recipe section, and has a kebab-case ``name``,
+which is its ``kind``. Nothing here imports torch; components import it inside the methods that need
+it.
 """
 
 from __future__ import annotations
@@ -79,9 +80,11 @@ class DatasetFormat(Component):
         test: Source | None = None
         """Rows for the scores; they are looked at once, at the end."""
         split: float | None = Field(None, gt=0, lt=1)
-        """Without `validation`: the share of `train` that is held out for it, picked by the seed."""
+        """Without `validation`: the share of `train` that is held out for it, picked by the
+        seed."""
         limit: Limit | Annotated[int, Field(ge=1)] | None = None
-        """At most so many records: a number for every part, or a table with train, validation, test."""
+        """At most so many records: a number for every part, or a table with train, validation,
+        test."""
         on_bad_row: Literal["error", "skip"] = "error"
         """What to do with a row that can't be read: stop, or go on, count and report it."""
 
@@ -91,12 +94,13 @@ class DatasetFormat(Component):
     def read(self, path: Path, name: str) -> Iterator[Record | BadRow]:
         """The rows of ``path``, in order, streamed; ``name`` is how origins name the file.
 
-        Yields a `BadRow` for each row that can't be used and goes on behind it. Raises `DataError` if the
-        file as a whole can't be read. It may be called again for the same file.
+        Yields a `BadRow` for each row that can't be used and goes on behind it. Raises `DataError`
+        if the file as a whole can't be read. It may be called again for the same file.
         """
 
     def read_unanswered(self, path: Path, name: str) -> Iterator[Record | BadRow]:
-        """As `read`, for rows that are only to be predicted: what would be the answer may be missing."""
+        """As `read`, for rows that are only to be predicted: what would be the answer may be
+        missing."""
         return self.read(path, name)
 
 
@@ -108,9 +112,11 @@ class Transform(Component):
 
     @abstractmethod
     def apply(self, records: Sequence[Record], *, seed: int) -> Iterable[Record]:
-        """The records to use instead, made from all records of a part; deterministic for a ``seed``.
+        """The records to use instead, made from all records of a part; deterministic for a
+        ``seed``.
 
-        Change fields with `dataclasses.replace`; ``record.weight`` scales a record's share of the loss.
+        Change fields with `dataclasses.replace`; ``record.weight`` scales a record's share of the
+        loss.
         """
 
 
@@ -148,7 +154,8 @@ class Tokenizer(ABC):
         """The text of ``ids``; specials decode to nothing."""
 
     def prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> PromptParts:
-        """The query in the model's prompt template. Default: earlier turns and the query, a line each."""
+        """The query in the model's prompt template. Default: earlier turns and the query, a line
+        each."""
         before = "".join(f"{q}\n{r}\n" for q, r in history)
         return PromptParts(before, query, "\n")
 
@@ -158,7 +165,8 @@ class LoadedBackbone:
     """A frozen model, as `Backbone.load` hands it to the engine.
 
     ``body``: a transformers model whose layers call transformers' attention interface; called with
-    input_ids, position_ids, past_key_values, use_cache, it returns an object with ``last_hidden_state``.
+    input_ids, position_ids, past_key_values, use_cache, it returns an object with
+    ``last_hidden_state``.
     ``attentions``: its l attention modules, first layer first; each gets its layer's prefix.
     ``lm_head``: hidden states to logits, or None for models without one.
     """
@@ -195,7 +203,8 @@ class Backbone(Component):
 
     @abstractmethod
     def load(self, device: str, dtype: str) -> LoadedBackbone:
-        """The model in eval mode on ``device`` with ``dtype`` weights ("float32", "bfloat16", "float16").
+        """The model in eval mode on ``device`` with ``dtype`` weights ("float32", "bfloat16",
+        "float16").
 
         Raises `CheckpointError` for weights that are missing, unexpected or of another shape.
         """
@@ -208,9 +217,9 @@ class Loss(NamedTuple):
     """What a head returns for a micro-batch, one entry a loss group.
 
     A group is what shares a loss: a row, or all rows of a record where `TaskHead.rows_share_loss`.
-    ``sums``: [n] the summed, never averaged, loss of each group. ``weights``: [n] what it is to be divided
-    by (tokens, rows, class weights, …). The engine divides over the whole step: sum(sums) / sum(weights)
-    for ``loss_average = "token"``, the mean of sums / weights for ``"row"``.
+    ``sums``: [n] the summed, never averaged, loss of each group. ``weights``: [n] what it is to be
+    divided by (tokens, rows, class weights, …). The engine divides over the whole step: sum(sums) /
+    sum(weights) for ``loss_average = "token"``, the mean of sums / weights for ``"row"``.
     """
 
     sums: Tensor
@@ -220,22 +229,25 @@ class Loss(NamedTuple):
 class TaskHead(Component):
     """A task: how records become rows, rows a loss, and hidden states predictions.
 
-    A head keeps no state between rows; what it learns from the data is ``labels``, and its trainable part
-    is the module that `build` returns, which the engine owns, places, trains and saves.
+    A head keeps no state between rows; what it learns from the data is ``labels``, and its
+    trainable part is the module that `build` returns, which the engine owns, places, trains and
+    saves.
     """
 
     accepts: ClassVar[type[Record]]
     predicts: ClassVar[str]
     """The kind of its predictions ("text", "label", …); a metric must score that kind."""
     rows_share_loss: ClassVar[bool] = False
-    """Whether all rows of a record form one loss (multiple choice); they then stay in one micro-batch."""
+    """Whether all rows of a record form one loss (multiple choice); they then stay in one
+    micro-batch."""
 
     def __init__(self, settings: BaseSettings, labels: Sequence[str] = ()) -> None:
         super().__init__(settings)
         self.labels: tuple[str, ...] = tuple(labels)
 
     def collect_labels(self, records: Iterable[Record]) -> Sequence[str]:
-        """The label names of the training records, in the order of their ids; stored in the adapter."""
+        """The label names of the training records, in the order of their ids; stored in the
+        adapter."""
         return ()
 
     @abstractmethod
@@ -246,19 +258,22 @@ class TaskHead(Component):
         """
 
     def limits(self) -> HeadLimits:
-        """Which settings limit a row's tokens, and how long an answer can get; for ``ptkit check``."""
+        """Which settings limit a row's tokens, and how long an answer can get; for ``ptkit
+        check``."""
         return HeadLimits()
 
     def build(self, info: HeadInfo) -> nn.Module | None:
-        """The trainable module, initialised from ``info.seed``; None if the backbone's LM head does."""
+        """The trainable module, initialised from ``info.seed``; None if the backbone's LM head
+        does."""
         return None
 
     @abstractmethod
     def loss(self, module: nn.Module | None, states: States, rows: Sequence[EncodedRow]) -> Loss:
-        """The loss of rows whose hidden states are ``states`` (in the same order), one entry a group.
+        """The loss of rows whose hidden states are ``states`` (in the same order), one entry a
+        group.
 
-        Where rows share a loss, a group begins at each row with ``part == 0``: one record may come twice
-        in a step. ``module`` is in training mode.
+        Where rows share a loss, a group begins at each row with ``part == 0``: one record may come
+        twice in a step. ``module`` is in training mode.
         """
 
     def outputs(
@@ -268,7 +283,9 @@ class TaskHead(Component):
 
         The rows of a record may come in different calls, so what compares them belongs in `decode`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has neither outputs() nor its own predict()")
+        raise NotImplementedError(
+            f"{type(self).__name__} has neither outputs() nor its own predict()"
+        )
 
     def predict(
         self, model: Model, module: nn.Module | None, rows: Sequence[EncodedRow]
@@ -326,7 +343,9 @@ class RowMetric(Metric):
 
     def score(self, pairs: Sequence[Pair]) -> dict[str, float]:
         rows = [row for pair in pairs if (row := self.score_row(pair)) is not None]
-        return {name: fsum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        return (
+            {name: fsum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        )
 
 
 class Tracker(Component):
@@ -337,7 +356,8 @@ class Tracker(Component):
 
     @abstractmethod
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """One event: ``kind`` is "train", "validation", "scores" …; ``values`` holds plain JSON values."""
+        """One event: ``kind`` is "train", "validation", "scores" …; ``values`` holds plain JSON
+        values."""
 
     @abstractmethod
     def finish(self) -> None: ...
@@ -345,7 +365,8 @@ class Tracker(Component):
 
 @dataclass(frozen=True)
 class Section:
-    """How a recipe section maps to components: its key, the hook, the base class, and whether it is a list."""
+    """How a recipe section maps to components: its key, the hook, the base class, and whether it is
+    a list."""
 
     key: str
     hook: str
@@ -359,9 +380,18 @@ SECTIONS: tuple[Section, ...] = (
     Section("backbone", "ptkit_register_backbones", Backbone, title="backbones"),
     Section("dataset", "ptkit_register_dataset_formats", DatasetFormat, title="dataset formats"),
     Section(
-        "transforms", "ptkit_register_transforms", Transform, many=True, required=False, title="transforms"
+        "transforms",
+        "ptkit_register_transforms",
+        Transform,
+        many=True,
+        required=False,
+        title="transforms",
     ),
     Section("task", "ptkit_register_task_heads", TaskHead, title="task heads"),
-    Section("metrics", "ptkit_register_metrics", Metric, many=True, required=False, title="metrics"),
-    Section("trackers", "ptkit_register_trackers", Tracker, many=True, required=False, title="trackers"),
+    Section(
+        "metrics", "ptkit_register_metrics", Metric, many=True, required=False, title="metrics"
+    ),
+    Section(
+        "trackers", "ptkit_register_trackers", Tracker, many=True, required=False, title="trackers"
+    ),
 )

@@ -1,4 +1,5 @@
-"""Every hook of ptkit. Registration hooks take nothing and return a list of classes; the others only watch."""
+"""Every hook of ptkit. Registration hooks take nothing and return a list of classes; the others
+only watch."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ def ptkit_register_trackers() -> Sequence[type[Tracker]]:  # type: ignore[empty-
 def ptkit_resolve_source(source: str) -> Path | None:
     """The folder or file behind a name such as ``nano`` or ``nano:train``; None if it isn't yours.
 
-    Raise `PtkitError` for a name that is yours but that you don't have. Called for every model source and
-    data file of a recipe before it is taken for a path, so it must be quick and import nothing heavy.
+    Raise `PtkitError` for a name that is yours but that you don't have. Called for every model
+    source and data file of a recipe before it is taken for a path, so it must be quick and import
+    nothing heavy.
     """
 
 

@@ -1,7 +1,8 @@
 """Frozen dataclasses that cross the seams between formats, heads, metrics and the engine.
 
-Formats make `Record` objects, heads turn each into `Row` objects (encoded sequences), and metrics see
-`Pair` objects. A third party adds a task by subclassing `Record`; nothing here is a closed list.
+Formats make `Record` objects, heads turn each into `Row` objects (encoded sequences), and metrics
+see `Pair` objects. A third party adds a task by subclassing `Record`; nothing here is a closed
+list.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Record:
 class GenerationRecord(Record):
     """A prompt and the text that should follow it.
 
-    ``response`` is None for rows that are only to be answered. ``history`` holds earlier turns, oldest
-    first, as (prompt, response).
+    ``response`` is None for rows that are only to be answered. ``history`` holds earlier turns,
+    oldest first, as (prompt, response).
     """
 
     prompt: str
@@ -47,7 +48,8 @@ class GenerationRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that a format could not turn into a record; ``message`` says what, got, and what to do."""
+    """A row that a format could not turn into a record; ``message`` says what, got, and what to
+    do."""
 
     origin: Origin
     message: str
@@ -61,8 +63,9 @@ class Row:
     """One encoded sequence of a record.
 
     ``tokens``: the input ids as the backbone sees them, specials included.
-    ``labels``: what the head trains on, ints whose meaning is the head's. Heads that train on tokens give
-    one label a token, aligned with the token that it belongs to, `IGNORE` where nothing is trained on.
+    ``labels``: what the head trains on, ints whose meaning is the head's. Heads that train on
+    tokens give one label a token, aligned with the token that it belongs to, `IGNORE` where nothing
+    is trained on.
     ``token_types``: segment ids for backbones that have them, else empty.
     ``cut``: how many tokens of the record did not fit and were left out.
     ``cut_targets``: how many of those were to be trained on, such as the end of an answer.
@@ -83,7 +86,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A `Row` that knows its record: ``record`` is the record's index in its data set, ``part`` counts its rows."""
+    """A `Row` that knows its record: ``record`` is the record's index in its data set, ``part``
+    counts its rows."""
 
     row: Row
     record: int
@@ -128,9 +132,11 @@ class PromptParts:
 class Geometry:
     """The shape of a backbone as its prefix needs it.
 
-    ``layers`` l, ``kv_groups`` g (key/value heads), ``head_size`` d, ``hidden_size`` h, ``vocab_size`` v;
+    ``layers`` l, ``kv_groups`` g (key/value heads), ``head_size`` d, ``hidden_size`` h,
+    ``vocab_size`` v;
     ``parameters`` counts all frozen weights. ``causal``: whether a token sees only earlier ones.
-    ``ffn_size`` f, the width inside a layer's MLP, is for memory estimates only; None: they guess it.
+    ``ffn_size`` f, the width inside a layer's MLP, is for memory estimates only; None: they guess
+    it.
     """
 
     layers: int
@@ -163,9 +169,9 @@ class HeadInfo:
 class HeadLimits:
     """What bounds the rows of a head, so that ``ptkit check`` can name the setting to change.
 
-    ``source`` and ``target``: the keys of the head's settings that limit the tokens that are read and
-    those that are trained on; None if there is no such setting. ``answer``: the tokens that a prediction
-    generates at most, 0 if it generates none.
+    ``source`` and ``target``: the keys of the head's settings that limit the tokens that are read
+    and those that are trained on; None if there is no such setting. ``answer``: the tokens that a
+    prediction generates at most, 0 if it generates none.
     """
 
     source: str | None = None
@@ -177,8 +183,8 @@ class HeadLimits:
 class Sampling:
     """How generation picks the next token; ``temperature`` 0 is greedy.
 
-    ``top_p`` keeps the smallest set of tokens whose probabilities reach it, ``top_k`` (0: all) the k
-    best. The draws of a row depend on ``seed`` and the row alone, not on how rows are batched.
+    ``top_p`` keeps the smallest set of tokens whose probabilities reach it, ``top_k`` (0: all) the
+    k best. The draws of a row depend on ``seed`` and the row alone, not on how rows are batched.
     """
 
     max_new_tokens: int

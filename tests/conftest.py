@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ptkit
 import ptkit_adgen
 import ptkit_metrics_zh
 import ptkit_tasks
 import pytest
+
+import ptkit
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry, empty_registry
 from ptkit.testing import TinyBackbone

@@ -1,6 +1,8 @@
-"""Kill a run at random moments, resume it each time, and compare the adapter's bytes with a whole run's.
+"""Kill a run at random moments, resume it each time, and compare the adapter's bytes with a whole
+run's.
 
-    python tests/kill_resume.py [--kills 20] [--signal KILL|INT|TERM] [--recipe recipes/quickstart.toml]
+    python tests/kill_resume.py [--kills 20] [--signal KILL|INT|TERM] [--recipe
+    recipes/quickstart.toml]
 
 Every run is a process of its own, as a user's is. Exits with 1 if one of them ends differently.
 """
@@ -79,7 +81,9 @@ def main() -> int:
         different += not same
         last = saved[-1] if saved else "nothing saved"
         verdict = "identical" if same else "DIFFERENT"
-        print(f"{attempt:3}: SIG{options.signal} after {after:5.1f} s, {last}: {verdict}", flush=True)
+        print(
+            f"{attempt:3}: SIG{options.signal} after {after:5.1f} s, {last}: {verdict}", flush=True
+        )
         shutil.rmtree(out)
     shutil.rmtree(root)
     print(f"{options.kills - different} of {options.kills} byte-identical")

@@ -6,9 +6,10 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from ptkit.commands import console
 from ptkit.commands.console import ConsoleReporter
-from rich.console import Console
 
 SCORES = {
     "before": {"rouge-1": 12.256, "share": 4.0},

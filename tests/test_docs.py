@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from ptkit import hookspecs
 from ptkit.cli import COMMANDS
 

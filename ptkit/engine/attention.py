@@ -1,10 +1,10 @@
 """The attention function that carries the prefix, and the layouts in which rows reach it.
 
-A prefix is a pair of tensors on each attention module (`set_prefix`), not a cache: transformers drops
-``past_key_values`` under gradient checkpointing, and prefixes looked up by layer index recompile every
-layer. Rows arrive packed into one sequence or padded; a `Layout`, handed through the model's forward as
-the keyword ``ptkit_layout``, says which, and which prefix each row sees. The prefix takes no position: real
-tokens keep 0, 1, 2, …, and every token sees the whole prefix of its row.
+A prefix is a pair of tensors on each attention module (`set_prefix`), not a cache: transformers
+drops ``past_key_values`` under gradient checkpointing, and prefixes looked up by layer index
+recompile every layer. Rows arrive packed into one sequence or padded; a `Layout`, handed through the
+model's forward as the keyword ``ptkit_layout``, says which, and which prefix each row sees. The
+prefix takes no position: real tokens keep 0, 1, 2, …, and a token sees the whole prefix of its row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 def set_prefix(attentions: Iterable[nn.Module], prefix: Sequence[KeyValue] | None) -> None:
-    """Put a layer's prefix, keys and values of [a, g, p, d] for a adapters, on each module; None removes it."""
+    """Put a layer's prefix on each module: keys and values, [a, g, p, d] for a adapters; None: none."""
     for index, module in enumerate(attentions):
         key, value = (None, None) if prefix is None else prefix[index]
         setattr(module, _KEY, key)
@@ -34,7 +34,7 @@ def set_prefix(attentions: Iterable[nn.Module], prefix: Sequence[KeyValue] | Non
 
 
 class Layout(ABC):
-    """How the rows of a forward pass lie in its tensors, and the index of the prefix that each row sees."""
+    """How the rows of a forward pass lie in its tensors, and which prefix each row sees."""
 
     def __init__(self, prefix_of_row: Sequence[int], *, causal: bool) -> None:
         self.prefix_of_row = tuple(prefix_of_row)
@@ -57,8 +57,8 @@ class Layout(ABC):
 def row_mask(queries: int, keys: int, prefix: int, *, causal: bool, window: int | None) -> Tensor:
     """What each query of a row sees: [queries, prefix + keys] of bool; its last key is its own.
 
-    ``window``: a query sees so many keys at most, itself included (both ways without ``causal``); the
-    prefix stays visible.
+    ``window``: a query sees so many keys at most, itself included (both ways without ``causal``);
+    the prefix stays visible.
 
     >>> row_mask(2, 2, 1, causal=True, window=None).int().tolist()
     [[1, 1, 0], [1, 1, 1]]
@@ -80,10 +80,12 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
 
 
 class PackedRows(Layout):
-    """Rows one after another in a single sequence: tensors of [1, n, t, d], t = the sum of ``lengths``.
+    """Rows one after another in a single sequence: tensors of [1, n, t, d], t = the sum of
+    ``lengths``.
 
-    The linears run on all tokens at once. Attention runs row by row on a CPU, and on a GPU on a padded
-    copy of queries, keys and values, where sixteen small kernels would cost more than the padding.
+    The linears run on all tokens at once. Attention runs row by row on a CPU, and on a GPU on a
+    padded copy of queries, keys and values, where sixteen small kernels would cost more than the
+    padding.
     """
 
     def __init__(
@@ -216,7 +218,8 @@ class PaddedRows(Layout):
             has_prefix = torch.tensor(self.prefix_of_row) != NO_PREFIX
             visible = torch.cat((has_prefix[:, None].expand(-1, prefix), real), dim=1)
             seen = seen[None] & visible[:, None]  # [b, q, p + k]
-            # a query that is padding sees everything: nothing reads it, and an empty row would give NaN
+            # a query that is padding sees everything: nothing reads it, and an empty row would give
+            # NaN
             seen |= ~real[:, real.shape[1] - query.shape[2] :, None]
             self._masks[name] = _additive(seen[:, None], query)
         return self._masks[name]
@@ -234,15 +237,16 @@ def prefix_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a row's prefix and its own tokens, as transformers' attention interface wants it.
+    """Attention over a row's prefix and its own tokens, as transformers' attention interface wants
+    it.
 
-    transformers makes no mask for an implementation that has no mask function, so ``attention_mask`` is
-    None; what a token sees comes from the layout alone.
+    transformers makes no mask for an implementation that has no mask function, so
+    ``attention_mask`` is None; what a token sees comes from the layout alone.
     """
     if ptkit_layout is None:
         raise RuntimeError("a ptkit model is called through ptkit.Model, which lays its rows out")
     key_prefix = getattr(module, _KEY, None)
-    prefix = None if key_prefix is None else (key_prefix, getattr(module, _VALUE))  # noqa: B009
+    prefix = None if key_prefix is None else (key_prefix, getattr(module, _VALUE))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return ptkit_layout.attend(query, key, value, prefix, scaling, sliding_window), None
 

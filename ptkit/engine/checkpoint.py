@@ -13,7 +13,6 @@ from ptkit.engine.files import PARTIAL, remove_folder, save_tensors, whole_folde
 from ptkit.engine.train import Progress, Trainable
 from ptkit.errors import CheckpointError
 
-
 TRAINABLE = "trainable.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
@@ -69,9 +68,7 @@ def load_trainable(folder: Path, trainable: Trainable) -> None:
             parameter.copy_(tensors[name])
 
 
-def load_optimizer(
-    folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer
-) -> None:
+def load_optimizer(folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's optimiser state, every tensor of it, into ``optimizer``."""
     tensors = _read(folder / OPTIMIZER)
     for name, parameter in trainable.named_parameters().items():
@@ -97,7 +94,9 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}); remove the folder to resume before it") from None
+        raise CheckpointError(
+            f"{path}: can't be read ({error}); remove the folder to resume before it"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

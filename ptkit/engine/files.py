@@ -70,7 +70,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an error."""
+    """A temporary folder to fill; it takes the place of ``path`` if the block ends without an
+    error."""
     partial = path.with_name(path.name + PARTIAL)
     with explained(path):
         shutil.rmtree(partial, ignore_errors=True)

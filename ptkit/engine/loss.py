@@ -17,11 +17,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Each token's loss depends on its own hidden state only, so the gradient is made in the forward pass,
-    chunk by chunk, and the backward pass is one multiplication."""
+    """Each token's loss depends on its own hidden state only, so the gradient is made in the
+    forward pass, chunk by chunk, and the backward pass is one multiplication."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, lm_head: nn.Module, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, lm_head: nn.Module, chunk: int
+    ) -> Tensor:
         losses, gradients = [], []
         for h, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             with torch.enable_grad():
@@ -44,7 +46,8 @@ class _TokenLoss(torch.autograd.Function):
 def token_loss(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, *, chunk: int | None = None
 ) -> Tensor:
-    """Negative log-likelihood in nats of ``targets`` [n] given ``hidden`` [n, h]: [n] in float32 or wider.
+    """Negative log-likelihood in nats of ``targets`` [n] given ``hidden`` [n, h]: [n] in float32 or
+    wider.
 
     ``lm_head`` must be frozen: no gradient reaches it. ``chunk``: tokens at a time.
     """

@@ -9,8 +9,8 @@ from ptkit.engine.files import whole_file
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """The exponential moving average over a fortieth of the values, corrected for its start as Adam's
-    (Kingma and Ba, 2015)."""
+    """The exponential moving average over a fortieth of the values, corrected for its start as
+    Adam's (Kingma and Ba, 2015)."""
     weight = max(0.0, 1 - 40 / max(1, len(values)))
     average, result = 0.0, []
     for count, value in enumerate(values, start=1):

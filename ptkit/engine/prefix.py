@@ -1,8 +1,9 @@
-"""The prefix of P-Tuning v2: trainable keys and values for every layer, flat or through a projection.
+"""The prefix of P-Tuning v2: trainable keys and values for every layer, flat or through a
+projection.
 
 Parameter names and layout are those of the published ChatGLM2 prefix encoder
-(https://github.com/THUDM/ChatGLM2-6B, ``PrefixEncoder``): ``embedding.weight`` of [p, 2·l·g·d], read as
-[p, 2l, g, d] with the key of layer i at 2i and its value at 2i+1.
+(https://github.com/THUDM/ChatGLM2-6B, ``PrefixEncoder``): ``embedding.weight`` of [p, 2·l·g·d],
+read as [p, 2l, g, d] with the key of layer i at 2i and its value at 2i+1.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ptkit.records import Geometry
 class PrefixEncoder(nn.Module):
     """Gives each layer's prefix keys and values, [1, g, p, d] each, in float32.
 
-    ``projection_hidden_size`` None: a flat prefix, l·2·g·d numbers a virtual token. Else an embedding
-    followed by Linear, tanh, Linear.
+    ``projection_hidden_size`` None: a flat prefix, l·2·g·d numbers a virtual token. Else an
+    embedding followed by Linear, tanh, Linear.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class PrefixEncoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self, *, std: float, seed: int) -> None:
-        """N(0, std) from ``seed`` for the embedding; torch's default for the linears; std 0: zeros."""
+        """N(0, std) from ``seed`` for the embedding; torch's default for the linears; std 0:
+        zeros."""
         generator = torch.Generator().manual_seed(seed)
         self.embedding.weight.normal_(0, 1, generator=generator).mul_(std)
         for linear in self.modules():

@@ -1,4 +1,5 @@
-"""Whether a folder is free for a run, and whether a resumed run is the one that was started in it."""
+"""Whether a folder is free for a run, and whether a resumed run is the one that was started in
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from ptkit.errors import PtkitError
 from ptkit.recipe import Recipe
 
 MUST_MATCH = ("backbone", "data", "device", "dtype")
-NAMES = ("backbone.name", "source")  # what things are called may change; fingerprints and hashes may not
+NAMES = (
+    "backbone.name",
+    "source",
+)  # what things are called may change; fingerprints and hashes may not
 MAY_DIFFER = ("threads", "packages", "plugins", "ptkit")  # results may differ in the last bits
 
 
@@ -37,8 +41,8 @@ def check_unused(folder: Path, *, resume: bool) -> None:
 def check_same_run(folder: Path, recipe: Recipe, environment: Mapping[str, Any]) -> list[str]:
     """Raise `PtkitError`, a line a difference, unless recipe, data and base are those of the run.
 
-    Returns warnings about what may change the last bits of the result. A folder whose run was stopped
-    before it was described has nothing to differ from.
+    Returns warnings about what may change the last bits of the result. A folder whose run was
+    stopped before it was described has nothing to differ from.
     """
     try:
         then = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -46,7 +50,9 @@ def check_same_run(folder: Path, recipe: Recipe, environment: Mapping[str, Any])
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise PtkitError(f"{folder}: its recipe.toml or environment.json is damaged: {error}") from None
+        raise PtkitError(
+            f"{folder}: its recipe.toml or environment.json is damaged: {error}"
+        ) from None
     recipe_now = tomllib.loads(recipe.to_toml())
     problems = [
         f"{folder}: was started with {key} = {_shown(old)}, now it is {_shown(new)}"

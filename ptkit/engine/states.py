@@ -74,8 +74,8 @@ class States:
     def token_loss(self, labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The LM head's loss on token labels: [n] nats a labelled token, and [n] the row of each.
 
-        ``labels``: one a token, `IGNORE` where there is none. On a causal model the state before a token
-        predicts it, so a row's first token can't be labelled.
+        ``labels``: one a token, `IGNORE` where there is none. On a causal model the state before a
+        token predicts it, so a row's first token can't be labelled.
         """
         if self._lm_head is None:
             raise ValueError("this backbone has no LM head, so no token loss")
@@ -90,7 +90,9 @@ class States:
                 if label == IGNORE:
                     continue
                 if position < shift:
-                    raise ValueError(f"row {row}: nothing comes before its first token to predict it")
+                    raise ValueError(
+                        f"row {row}: nothing comes before its first token to predict it"
+                    )
                 index.append(start + position - shift)
                 targets.append(label)
                 owners.append(row)

@@ -24,8 +24,8 @@ class Interrupted(PtkitError):
 class StopSignals:
     """Catches the signals inside a with block, in the main thread; elsewhere they stay as they are.
 
-    Outside of training nothing needs saving: there a signal raises `Interrupted` from where the program is.
-    While ``deferred``, it only sets ``received``.
+    Outside of training nothing needs saving: there a signal raises `Interrupted` from where the
+    program is. While ``deferred``, it only sets ``received``.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 class Tracking:
-    """Hands every event to events.jsonl and the trackers; a tracker that fails is reported once and left out.
+    """Hands every event to events.jsonl and the trackers; a tracker that fails is reported once and
+    left out.
 
     ``upto``: of events that are already there, those up to this step are kept.
     """
@@ -47,7 +48,9 @@ class Tracking:
     def _cut_back(self, upto: int) -> None:
         kept = []
         if upto and self._path.exists():
-            kept = [e for e in read_events(self._path) if e["step"] <= upto and e["event"] != "scores"]
+            kept = [
+                e for e in read_events(self._path) if e["step"] <= upto and e["event"] != "scores"
+            ]
         with whole_file(self._path) as partial:
             partial.write_text("".join(map(_line, kept)), encoding="utf-8")
 
@@ -70,7 +73,8 @@ class Tracking:
                 self._trackers.remove(tracker)
                 text = " ".join(str(error).split())
                 self._warning(
-                    f"tracker {tracker.name!r} failed and is left out: {type(error).__name__}: {text}"
+                    f"tracker {tracker.name!r} failed and is left out: "
+                    f"{type(error).__name__}: {text}"
                 )
 
 

@@ -71,8 +71,8 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 def combine(loss: Loss, weights: Tensor, average: str) -> tuple[Tensor, Tensor]:
     """A micro-batch's share of the step's loss, as numerator and denominator.
 
-    ``weights`` [n]: the record weight of each group. By token: sum(w·sums) / sum(w·weights); by row:
-    sum(w·sums/weights) / sum(w), where groups without any weight count nothing.
+    ``weights`` [n]: the record weight of each group. By token: sum(w·sums) / sum(w·weights); by
+    row: sum(w·sums/weights) / sum(w), where groups without any weight count nothing.
     """
     sums, counts = at_least_float32(loss.sums), at_least_float32(loss.weights)
     if average == "token":
@@ -86,8 +86,8 @@ def _checked(head: TaskHead, loss: Loss, groups: int) -> Loss:
     for name, values in zip(("sums", "weights"), loss, strict=True):
         if tuple(values.shape) != (groups,):
             raise PluginError(
-                f"task {head.name!r}: loss() must return {name} of shape [{groups}], one entry a loss "
-                f"group, got {list(values.shape)}"
+                f"task {head.name!r}: loss() must return {name} of shape [{groups}], one entry a "
+                f"loss group, got {list(values.shape)}"
             )
     return loss
 
@@ -101,7 +101,8 @@ def total_loss(
     settings: TrainSettings,
     each: Callable[[Tensor], None] | None = None,
 ) -> Totals:
-    """The loss over ``groups``, split by memory; ``each`` gets the numerator of every micro-batch."""
+    """The loss over ``groups``, split by memory; ``each`` gets the numerator of every
+    micro-batch."""
     measure = sum if model.layout == "packed" else max
     lengths = [measure(store.length(i) for i in group) for group in groups]
     split = micro_batches(groups, lengths, settings.tokens_per_micro_batch, model.layout)
@@ -133,9 +134,10 @@ def step_gradients(
 ) -> Totals:
     """Set the gradient of the step's loss on every trainable parameter.
 
-    The prefix runs once; micro-batches add up gradients on detached copies of its keys and values, which
-    go through the prefix encoder in one backward pass at the end. So the result does not depend on how
-    the step is split. Sums are divided at the end, which also keeps float16 gradients from vanishing.
+    The prefix runs once; micro-batches add up gradients on detached copies of its keys and values,
+    which go through the prefix encoder in one backward pass at the end. So the result does not
+    depend on how the step is split. Sums are divided at the end, which also keeps float16 gradients
+    from vanishing.
     """
     for parameter in trainable.parameters():
         parameter.grad = None
@@ -249,8 +251,9 @@ class Watcher:
 def train(training: Training, watcher: Watcher, progress: Progress) -> Progress:
     """Train from ``progress.step`` to the end, an early stop, or a requested one.
 
-    A checkpoint is written after the events of its step, so that a resumed run repeats none and loses none.
-    Raises `PtkitError` for a loss or gradient that is not finite, before it reaches the weights.
+    A checkpoint is written after the events of its step, so that a resumed run repeats none and
+    loses none. Raises `PtkitError` for a loss or gradient that is not finite, before it reaches the
+    weights.
     """
     settings, trainable, total = training.settings, training.trainable, training.total
     every = settings.eval_every or max(1, total // 10)
@@ -258,7 +261,9 @@ def train(training: Training, watcher: Watcher, progress: Progress) -> Progress:
     while not progress.ended:
         started = time.perf_counter()
         step, groups = progress.step, training.groups(progress.step)
-        torch.manual_seed(settings.seed + step)  # for heads that draw; the prefix has its own generator
+        torch.manual_seed(
+            settings.seed + step
+        )  # for heads that draw; the prefix has its own generator
         rate = learning_rate(settings, step, total)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
@@ -329,9 +334,7 @@ def rows_not_finite(training: Training, groups: Sequence[Sequence[int]]) -> list
     with training.model.using(training.trainable.keys_and_values()):
         for group in groups:
             rows = [training.store[index] for index in group]
-            loss = training.head.loss(
-                training.trainable.module, training.model.states(rows), rows
-            )
+            loss = training.head.loss(training.trainable.module, training.model.states(rows), rows)
             if not bool(torch.isfinite(loss.sums).all()):
                 found.extend(group)
     return found

@@ -131,7 +131,7 @@ class TinyBackbone(Backbone):
 
     @property
     def fingerprint(self) -> str:
-        settings = self.settings.model_dump_json(exclude={"source"})
+        settings = self.settings.model_dump_json(exclude={"source", "dtype"})
         return hashlib.sha256(settings.encode()).hexdigest()
 
     @property

@@ -1,6 +1,7 @@
-"""How long the light commands take, as whole processes: median of some runs beside a bare interpreter's.
+"""How long the light commands take, as whole processes: median of some runs beside a bare
+interpreter's.
 
-    python tests/benchmarks/startup.py [--runs 10]
+python tests/benchmarks/startup.py [--runs 10]
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ptkit
 import pytest
 import torch
+
+import ptkit
 from ptkit.engine.adapter import _checksum, load_adapter, save_adapter
 from ptkit.engine.assembly import assemble
 from ptkit.engine.tuned import load

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ptkit.engine.attention import (
     NO_PREFIX,
     PackedRows,
@@ -12,14 +14,19 @@ from ptkit.engine.attention import (
     row_mask,
     set_prefix,
 )
-from torch import Tensor, nn
 
 HEADS, GROUPS, SIZE, PREFIX = 4, 2, 8, 3
 LENGTHS = (2, 5, 1)
 
 
 def plain(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, prefix: int, window: int | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    prefix: int,
+    window: int | None = None,
 ) -> Tensor:
     """[n, s, d], [g, p + s, d] -> [s, n, d], one row, by definition."""
     key, value = (t.repeat_interleave(HEADS // GROUPS, 0) for t in (key, value))
@@ -104,9 +111,7 @@ def test_each_row_sees_its_prefix_and_itself(
     if layout == "gpu":  # the way that packed rows take on a GPU, run on the CPU
         got = packed._attend_padded(*inputs, prefix, SIZE**-0.5, window)
     else:
-        got, _ = prefix_attention(
-            module, *inputs, None, ptkit_layout=packed, sliding_window=window
-        )
+        got, _ = prefix_attention(module, *inputs, None, ptkit_layout=packed, sliding_window=window)
     torch.testing.assert_close(got[0], wanted)
 
 

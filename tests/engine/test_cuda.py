@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ptkit_tasks.generation import Generation
+
 from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
@@ -15,7 +17,6 @@ from ptkit.engine.train import Trainable, step_gradients
 from ptkit.recipe import Recipe, TrainSettings
 from ptkit.records import IGNORE, Row, Sampling
 from ptkit.testing import TinyBackbone
-from ptkit_tasks.generation import Generation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 HEAD = Generation(Generation.Settings())
@@ -40,7 +41,9 @@ def rows() -> RowStore:
     return store
 
 
-def step(device: str, dtype: str, layout: str, budget: int = 10_000, *, checkpointing: bool = False) -> tuple[float, torch.Tensor]:
+def step(
+    device: str, dtype: str, layout: str, budget: int = 10_000, *, checkpointing: bool = False
+) -> tuple[float, torch.Tensor]:
     backbone = TinyBackbone(TinyBackbone.Settings(layers=3))
     model = Model(backbone.load(device, dtype), backbone.geometry, pad_id=0, eos_id=2)
     model.layout = layout  # type: ignore[assignment]
@@ -90,9 +93,7 @@ def test_greedy_ids_equal_the_cpus() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_run_on_the_gpu(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, dtype: str
-) -> None:
+def test_a_run_on_the_gpu(make_recipe: Callable[..., Recipe], tmp_path: Path, dtype: str) -> None:
     recipe = make_recipe(backbone={"dtype": dtype})
     result = run(recipe, out=tmp_path / "run", device="cuda")
     assert set(result.scores) == {"before", "constant", "after"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ptkit.engine.generate import batches, pick
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
@@ -91,7 +92,9 @@ def test_sampling_follows_the_distribution() -> None:
     assert shares(Sampling(1, temperature=0.5)) == pytest.approx(
         [0.685, 0.247, 0.062, 0.007], abs=0.03
     )
-    assert shares(Sampling(1, temperature=1.0, top_p=0.6)) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert shares(Sampling(1, temperature=1.0, top_p=0.6)) == pytest.approx(
+        [0.625, 0.375, 0, 0], abs=0.03
+    )
     assert shares(Sampling(1, temperature=1.0, top_k=1)) == [1, 0, 0, 0]
     assert shares(Sampling(1, temperature=1.0, top_p=0.01)) == [1, 0, 0, 0]
 

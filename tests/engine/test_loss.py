@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from ptkit.engine.loss import token_loss
 from torch import nn
+
+from ptkit.engine.loss import token_loss
 
 
 @pytest.fixture

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.records import EncodedRow, Geometry, Row
 from ptkit.testing import TinyBackbone, tiny_model
 
 SMALL = Geometry(
-    layers=2, heads=2, kv_groups=1, head_size=2, hidden_size=4, vocab_size=9, max_positions=8, parameters=0
+    layers=2,
+    heads=2,
+    kv_groups=1,
+    head_size=2,
+    hidden_size=4,
+    vocab_size=9,
+    max_positions=8,
+    parameters=0,
 )
 
 
@@ -49,7 +57,10 @@ def test_projection_is_linear_tanh_linear() -> None:
     prefix = PrefixEncoder(SMALL, 2, projection_hidden_size=3)
     prefix.initialize(std=1.0, seed=0)
     first, last = prefix.trans[0], prefix.trans[2]
-    flat = torch.tanh(prefix.embedding.weight @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    flat = (
+        torch.tanh(prefix.embedding.weight @ first.weight.T + first.bias) @ last.weight.T
+        + last.bias
+    )
     torch.testing.assert_close(prefix()[1][1][0, 0], flat[:, 6:8])
 
 
@@ -57,7 +68,9 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean() -> None:
     prefix = PrefixEncoder(Geometry(4, 4, 2, 16, 64, 500, 256, 0), 100, dropout=0.25)
     with torch.no_grad():
         prefix.embedding.weight.fill_(1.0)
-    dropped = torch.cat([t.detach() for pair in prefix(torch.Generator().manual_seed(0)) for t in pair])
+    dropped = torch.cat(
+        [t.detach() for pair in prefix(torch.Generator().manual_seed(0)) for t in pair]
+    )
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     kept = torch.cat([t for pair in prefix() for t in pair])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+
 from ptkit.engine import files
 from ptkit.engine.session import run
 from ptkit.engine.stopping import Interrupted, StopSignals
@@ -65,9 +66,12 @@ class CrashError(BaseException):
 
 
 class Filesystem:
-    """Counts writes, syncs, renames and removals, and fails at one of them, before or after it is done."""
+    """Counts writes, syncs, renames and removals, and fails at one of them, before or after it is
+    done."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, failure: BaseException) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, fail_at: int, failure: BaseException
+    ) -> None:
         self.calls = 0
         self.fail_at = fail_at
         self.failure = failure
@@ -204,7 +208,9 @@ def test_patience_ends_training_early_and_the_resumed_run_too(
     whole = run(
         make_recipe(train=train), out=tmp_path / "whole", device="cpu", reporter=reporter
     ).folder
-    validations = [e["loss"] for e in read_events(whole / "events.jsonl") if e["event"] == "validation"]
+    validations = [
+        e["loss"] for e in read_events(whole / "events.jsonl") if e["event"] == "validation"
+    ]
     assert len(validations) < 60
     best = validations.index(min(validations))
     assert len(validations) == best + 1 + 3
@@ -220,7 +226,10 @@ def test_patience_ends_training_early_and_the_resumed_run_too(
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
-        ({"train": {**TRAIN, "learning_rate": 0.5}}, "was started with train.learning_rate = 0.02, now it is 0.5"),
+        (
+            {"train": {**TRAIN, "learning_rate": 0.5}},
+            "was started with train.learning_rate = 0.02, now it is 0.5",
+        ),
         ({"prefix": {"length": 4}}, "was started with prefix.length = 3, now it is 4"),
         ({"backbone": {"seed": 3}}, "was started with backbone.seed = 0, now it is 3"),
     ],
@@ -273,10 +282,10 @@ def test_resume_needs_a_folder(make_recipe: MakeRecipe) -> None:
         run(make_recipe(), resume=True)
 
 
-@pytest.mark.parametrize("name", ["progress.json", "trainable.safetensors", "optimizer.safetensors"])
-def test_a_damaged_checkpoint_is_named(
-    make_recipe: MakeRecipe, reference: Path, name: str
-) -> None:
+@pytest.mark.parametrize(
+    "name", ["progress.json", "trainable.safetensors", "optimizer.safetensors"]
+)
+def test_a_damaged_checkpoint_is_named(make_recipe: MakeRecipe, reference: Path, name: str) -> None:
     damaged = reference / "checkpoints" / "step-000008" / name
     damaged.write_bytes(b"half")
     with pytest.raises(PtkitError) as refused:

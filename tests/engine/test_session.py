@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ptkit
 import pytest
 import torch
+from safetensors.torch import load_file
+
+import ptkit
 from ptkit.engine.checkpoint import load_trainable
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.session import run
@@ -19,7 +20,6 @@ from ptkit.engine.train import Trainable
 from ptkit.errors import DataError, PluginError, PtkitError
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry
-from safetensors.torch import load_file
 
 from .recording import RecordingReporter
 
@@ -85,7 +85,9 @@ def test_training_lowers_the_loss_and_the_best_checkpoint_is_the_adapter(
     kept = {path.name for path in (result.folder / "checkpoints").iterdir()}
     assert kept == {f"step-{best:06d}", "step-000040"}
     adapter = ptkit.load_adapter(result.adapter)
-    checkpoint = load_file(result.folder / "checkpoints" / f"step-{best:06d}" / "trainable.safetensors")
+    checkpoint = load_file(
+        result.folder / "checkpoints" / f"step-{best:06d}" / "trainable.safetensors"
+    )
     assert torch.equal(adapter.prefix.embedding.weight, checkpoint["prefix.embedding.weight"])
 
 
@@ -103,9 +105,7 @@ def test_loaded_adapter_answers_as_in_the_run(
     make_recipe: MakeRecipe, tmp_path: Path, registry: Registry
 ) -> None:
     result = run(make_recipe(train={"max_steps": 20}), out=tmp_path / "run", device="cpu")
-    lines = [
-        json.loads(x) for x in (result.folder / "predictions.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(x) for x in (result.folder / "predictions.jsonl").read_text().splitlines()]
     tuned = ptkit.load("tiny", result.adapter, registry=registry, device="cpu")
     prompts = [line["prompt"] for line in lines]
     assert tuned.enabled
@@ -211,7 +211,9 @@ def test_refusals_leave_nothing(
 def test_a_used_folder_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
-    with pytest.raises(PtkitError, match=r"exists and is not empty; choose another folder with --out"):
+    with pytest.raises(
+        PtkitError, match=r"exists and is not empty; choose another folder with --out"
+    ):
         run(make_recipe(), out=tmp_path / "run", device="cpu")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
@@ -297,7 +299,9 @@ class Extras:
         return [Flaky]
 
 
-def test_transforms_are_applied(make_recipe: MakeRecipe, tmp_path: Path, registry: Registry) -> None:
+def test_transforms_are_applied(
+    make_recipe: MakeRecipe, tmp_path: Path, registry: Registry
+) -> None:
     registry.register(Extras(), Owner("extras", "ptkit-extras", "1.0"))
     run(make_recipe(transforms=[{"kind": "reversed"}]), out=tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="transform 'nothing' left no rows of dataset.validation"):

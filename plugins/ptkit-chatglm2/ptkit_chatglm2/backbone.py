@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 
 import ptkit
-
 from ptkit_chatglm2.config import ChatGLM2Config, read_config
 from ptkit_chatglm2.tokenizer import ChatGLM2Tokenizer
 
 
 class ChatGLM2(ptkit.Backbone):
-    """ChatGLM2 in the published layout: config.json, tokenizer.model, .bin or safetensors weights."""
+    """ChatGLM2 in the published layout: config.json, tokenizer.model, .bin or safetensors
+    weights."""
 
     name = "chatglm2"
 
@@ -50,9 +50,7 @@ class ChatGLM2(ptkit.Backbone):
 
         from ptkit_chatglm2.weights import load_native
 
-        model = load_native(
-            self.settings.source.path, self.config, device, getattr(torch, dtype)
-        )
+        model = load_native(self.settings.source.path, self.config, device, getattr(torch, dtype))
         body = model.model
         return ptkit.LoadedBackbone(
             body=body, attentions=[layer.self_attn for layer in body.layers], lm_head=model.lm_head

@@ -1,4 +1,5 @@
-"""A published ``config.json``, checked: what the model is, and what the native implementation can't express."""
+"""A published ``config.json``, checked: what the model is, and what the native implementation can't
+express."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def read_config(folder: Path) -> ChatGLM2Config:
     path = folder / "config.json"
     if not folder.is_dir():
         raise ptkit.CheckpointError(
-            f"{folder}: must be a model folder with config.json, tokenizer.model and weights, got a file"
+            f"{folder}: must be a model folder with config.json, tokenizer.model and weights, "
+            "got a file"
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

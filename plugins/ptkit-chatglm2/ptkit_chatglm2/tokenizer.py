@@ -9,7 +9,13 @@ from pathlib import Path
 
 import ptkit
 
-SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # appended behind the pieces, in this order
+SPECIALS = (
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "sop",
+    "eop",
+)  # appended behind the pieces, in this order
 # A protobuf message is merged with what follows it: ModelProto.normalizer_spec (field 3) with
 # add_dummy_prefix (field 3) = false.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"

@@ -1,4 +1,5 @@
-"""Published weights into transformers' native GLM: tensor by tensor from mapped files, every name accounted for."""
+"""Published weights into transformers' native GLM: tensor by tensor from mapped files, every name
+accounted for."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ptkit
-
 from ptkit_chatglm2.config import ChatGLM2Config
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def expected_shapes(config: ChatGLM2Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def native_tensors(name: str, tensor: Tensor, config: ChatGLM2Config) -> Iterator[tuple[str, Tensor]]:
+def native_tensors(
+    name: str, tensor: Tensor, config: ChatGLM2Config
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of GlmForCausalLM that a published one becomes.
 
     ``query_key_value`` holds query, key and value rows in this order; all others are renamed only.
@@ -73,7 +75,8 @@ def native_tensors(name: str, tensor: Tensor, config: ChatGLM2Config) -> Iterato
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: safetensors before .bin, an index before a single file."""
+    """The files that hold a model's weights: safetensors before .bin, an index before a single
+    file."""
     for index_name, single in zip(INDEX_FILES, SINGLE_FILES, strict=True):
         index = folder / index_name
         if index.is_file():
@@ -103,7 +106,8 @@ Getter = Callable[[], "Tensor"]
 
 
 def open_tensors(files: list[Path], stack: ExitStack) -> dict[str, Getter]:
-    """Each tensor's name and a function that reads it from its mapped file. Pickles load weights only."""
+    """Each tensor's name and a function that reads it from its mapped file. Pickles load weights
+    only."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -113,14 +117,21 @@ def open_tensors(files: list[Path], stack: ExitStack) -> dict[str, Getter]:
             if file.suffix == ".safetensors":
                 opened = stack.enter_context(safe_open(file, framework="pt"))
                 found = {
-                    name: (lambda o=opened, n=name: o.get_tensor(n)) for name in opened.keys()  # noqa: SIM118
+                    name: (lambda o=opened, n=name: o.get_tensor(n))
+                    for name in opened.keys()  # noqa: SIM118
                 }
             else:
                 state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
                 if not isinstance(state, Mapping):
                     raise ValueError("it holds no dictionary of tensors")
                 found = {name: (lambda t=tensor: t) for name, tensor in state.items()}
-        except (OSError, SafetensorError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            RuntimeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             reason = " ".join(str(error).split())[:200]
             raise ptkit.CheckpointError(
                 f"{file}: can't be read as weights ({reason}); is it a whole download?"
@@ -142,7 +153,8 @@ def check_names(folder: Path, found: set[str], expected: set[str]) -> None:
 
 
 def load_native(folder: Path, config: ChatGLM2Config, device: str, dtype: torch.dtype) -> nn.Module:
-    """GlmForCausalLM with the weights of ``folder``; each tensor goes from its file to its place and dtype."""
+    """GlmForCausalLM with the weights of ``folder``; each tensor goes from its file to its place
+    and dtype."""
     import torch
     from torch import nn
     from transformers import GlmForCausalLM

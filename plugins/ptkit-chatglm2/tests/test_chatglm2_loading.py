@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ptkit
 import ptkit_chatglm2
 import pytest
 import torch
 from ptkit_chatglm2.backbone import ChatGLM2
 from ptkit_chatglm2.weights import expected_shapes, native_tensors
 from safetensors.torch import load_file, save_file
+
+import ptkit
 
 GOLDEN = Path(__file__).parent / "golden" / "base-safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,9 +45,7 @@ NORM = "transformer.encoder.layers.0.input_layernorm.weight"
 QKV = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
 
 
-def change_shard(
-    folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], Any]
-) -> None:
+def change_shard(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     """Change the tensors of the shard that holds ``name``."""
     shard = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
     tensors = load_file(shard)

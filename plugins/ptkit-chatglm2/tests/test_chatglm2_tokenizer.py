@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ptkit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ptkit_chatglm2.backbone import ChatGLM2
 from ptkit_chatglm2.tokenizer import ChatGLM2Tokenizer
 from ptkit_nano import ptkit_resolve_source
+
+import ptkit
 
 FOLDER = ptkit_resolve_source("nano")
 assert FOLDER is not None
@@ -58,7 +59,9 @@ def test_a_continuation_has_no_dummy_blank() -> None:
     whole = TOKENIZER.encode("红色的裙")
     assert TOKENIZER.decode(TOKENIZER.pieces("红色的裙")) == "红色的裙"
     assert len(TOKENIZER.pieces("红")) <= len(TOKENIZER.encode("红"))
-    assert TOKENIZER.encode("\n红色的裙")[-len(TOKENIZER.pieces("红色的裙")) :] == TOKENIZER.pieces("红色的裙")
+    assert TOKENIZER.encode("\n红色的裙")[-len(TOKENIZER.pieces("红色的裙")) :] == TOKENIZER.pieces(
+        "红色的裙"
+    )
     assert whole
 
 

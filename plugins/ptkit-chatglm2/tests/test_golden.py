@@ -1,7 +1,8 @@
-"""The published ChatGLM2 code's numbers on tiny random weights: logits, losses, gradients, greedy ids, training.
+"""The published ChatGLM2 code's numbers on tiny random weights: logits, losses, gradients, greedy
+ids, training.
 
-``golden/`` holds its outputs (transformers 4.30.2, float32, CPU), the base in safetensors shards, and a
-flat and a projected prefix as the published script saves them. The .bin layout is made here.
+``golden/`` holds its outputs (transformers 4.30.2, float32, CPU), the base in safetensors shards,
+and a flat and a projected prefix as the published script saves them. The .bin layout is made here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def chatglm2(folder: Path) -> ChatGLM2:
 
 
 def make_bin_layout(source: Path, folder: Path) -> Path:
-    """The same weights as pickled shards with an index, float16 names and a rotary buffer included."""
+    """The same weights as pickled shards with an index, float16 names and a rotary buffer
+    included."""
     folder.mkdir()
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     where = {}
@@ -88,9 +90,7 @@ def use(model: Model, kind: str) -> None:
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("kind", ["", "prefix", "projection"])
-def test_logits(
-    model: Model, golden: dict[str, torch.Tensor], kind: str, layout: str
-) -> None:
+def test_logits(model: Model, golden: dict[str, torch.Tensor], kind: str, layout: str) -> None:
     model.layout = layout
     use(model, kind)
     expected = golden[f"{kind}_logits" if kind else "logits"]
@@ -103,7 +103,9 @@ def test_left_padded_logits(model: Model, golden: dict[str, torch.Tensor], kind:
     use(model, kind)
     expected = golden[f"{kind}_left_logits" if kind else "left_logits"]
     real = golden["left_attention_mask"].bool()
-    sequences = [ids[mask].tolist() for ids, mask in zip(golden["left_input_ids"], real, strict=True)]
+    sequences = [
+        ids[mask].tolist() for ids, mask in zip(golden["left_input_ids"], real, strict=True)
+    ]
     for got, wanted, mask in zip(logits(model, sequences), expected, real, strict=True):
         torch.testing.assert_close(got, wanted[mask], atol=2e-5, rtol=0)
 
@@ -115,7 +117,9 @@ def test_greedy_ids(model: Model, golden: dict[str, torch.Tensor], kind: str) ->
         ids[mask.bool()].tolist()
         for ids, mask in zip(golden["left_input_ids"], golden["left_attention_mask"], strict=True)
     ]
-    expected = golden[f"{kind}_greedy" if kind else "greedy"][:, golden["left_input_ids"].shape[1] :]
+    expected = golden[f"{kind}_greedy" if kind else "greedy"][
+        :, golden["left_input_ids"].shape[1] :
+    ]
     got = model.generate(prompts, ptkit.Sampling(max_new_tokens=expected.shape[1]))
     for answer, wanted in zip(got, expected.tolist(), strict=True):
         until_eos = wanted[: wanted.index(2)] if 2 in wanted else wanted
@@ -147,8 +151,8 @@ def test_loss_and_gradients(model: Model, golden: dict[str, torch.Tensor], kind:
         torch.testing.assert_close(parameter.grad, wanted, atol=1e-6, rtol=0)
 
 
-# The projected run amplifies rounding: in float64 it parts from the published float32 losses by 2.5e-4 of
-# 3.47 at the ninth step, so there 1e-4 is relative.
+# The projected run amplifies rounding: in float64 it parts from the published float32 losses by
+# 2.5e-4 of 3.47 at the ninth step, so there 1e-4 is relative.
 @pytest.mark.parametrize(("kind", "relative"), [("prefix", 0.0), ("projection", 1e-4)])
 def test_ten_steps(
     model: Model, golden: dict[str, torch.Tensor], kind: str, relative: float

@@ -1,4 +1,5 @@
-"""The transform ``shuffle-responses``: the control run that shows what was learnt from the pairs."""
+"""The transform ``shuffle-responses``: the control run that shows what was learnt from the
+pairs."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ import ptkit
 class ShuffleResponses(ptkit.Transform):
     """Gives every training prompt the response of another row.
 
-    An adapter trained on such pairs can learn the style of the answers, but nothing about which answer
-    belongs to which prompt. What a normal run scores above it was learnt from the pairs.
+    An adapter trained on such pairs can learn the style of the answers, but nothing about which
+    answer belongs to which prompt. What a normal run scores above it was learnt from the pairs.
     """
 
     name = "shuffle-responses"
 
     def apply(self, records: Sequence[ptkit.Record], *, seed: int) -> Iterator[ptkit.Record]:
-        """The records in order, with the responses moved on by one place of a seeded random cycle."""
+        """The records in order, with the responses moved on by one place of a seeded random
+        cycle."""
         order = list(range(len(records)))
         random.Random(seed).shuffle(order)
         source = dict(zip(order, [*order[1:], *order[:1]], strict=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-import ptkit
 from pydantic import Field
+
+import ptkit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +29,8 @@ class SamplingSettings(ptkit.Settings):
 
 
 class Generation(ptkit.TaskHead):
-    """Prompt in, text out: the loss is on the answer and the eos behind it, the prompt is only read."""
+    """Prompt in, text out: the loss is on the answer and the eos behind it, the prompt is only
+    read."""
 
     name = "generation"
     accepts = ptkit.GenerationRecord
@@ -39,7 +42,8 @@ class Generation(ptkit.TaskHead):
         max_target_tokens: int = Field(256, ge=1)
         """Longest answer, eos not included; a longer one is cut."""
         truncation: Literal["query", "published"] = "query"
-        """Where a prompt is cut: inside the query, keeping the template, or its tail, as published."""
+        """Where a prompt is cut: inside the query, keeping the template, or its tail, as
+        published."""
         sampling: SamplingSettings = SamplingSettings()
 
     settings: Settings
@@ -164,7 +168,7 @@ class Generation(ptkit.TaskHead):
         texts = [answers[i] for i in chosen]
         if not texts:
             return []
-        grams = [{*text, *map("".join, zip(text, text[1:], strict=False))} for text in texts]
+        grams = [{*text, *map("".join, pairwise(text))} for text in texts]
         place = {gram: i for i, gram in enumerate(sorted(set().union(*grams)))}
         held = np.zeros((len(texts), len(place)), dtype=np.float32)
         for line, found in enumerate(grams):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ptkit
 import pytest
 from ptkit_tasks.controls import ShuffleResponses
+
+import ptkit
 
 RECORDS = [
     ptkit.GenerationRecord(origin=ptkit.Origin("a.json", i), prompt=f"p{i}", response=f"r{i}")

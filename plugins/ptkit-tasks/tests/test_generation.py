@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ptkit
 import ptkit_tasks
 import pytest
-from ptkit.testing import TinyBackbone, WordTokenizer, check_task_head, tiny_model
 from ptkit_tasks.generation import Generation
+
+import ptkit
+from ptkit.testing import TinyBackbone, WordTokenizer, check_task_head, tiny_model
 
 IGNORE = ptkit.IGNORE
 
@@ -92,7 +93,9 @@ def test_the_oldest_turns_go_first(limit: int, prompt: str) -> None:
 
 
 def test_a_limit_below_the_template_is_refused() -> None:
-    with pytest.raises(ptkit.RecipeError, match=r"max_source_tokens = 2 leaves no room .* has 3 tokens"):
+    with pytest.raises(
+        ptkit.RecipeError, match=r"max_source_tokens = 2 leaves no room .* has 3 tokens"
+    ):
         encoded(head(max_source_tokens=2), record("abc"))
 
 
