@@ -36,7 +36,7 @@ contracts:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 bench: setup
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

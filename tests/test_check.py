@@ -540,15 +540,10 @@ def test_the_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [
-        "--set",
-        "dataset.limit=20",
-        "--set",
-        "train.batch_size=4",
-        "--set",
-        "prefix.length=2",
-    ]
-    assert cli.main(["check", str(QUICKSTART), "--json", *settings]) == 0
+    train = "train={ max_steps = 200, batch_size = 4 }"
+    settings = [train, "dataset.limit=20", "prefix.length=2"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    assert cli.main(["check", str(QUICKSTART), "--json", *given]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     found = json.loads(captured.out)

@@ -20,6 +20,7 @@ SHORT = (
     "dataset.limit={ train = 40, validation = 4 }",
     "task.max_target_tokens=8",
     "train.max_steps=2",
+    "train.warmup_steps=0",
 )
 
 
