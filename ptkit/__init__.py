@@ -26,13 +26,22 @@ if TYPE_CHECKING:
         Transform,
     )
     from ptkit.engine.adapter import Adapter, load_adapter
+    from ptkit.engine.frozen import Int4Linear, Int8Linear, QuantizedLinear, quantize_rows
     from ptkit.engine.loss import token_loss
     from ptkit.engine.model import Model
     from ptkit.engine.session import RunResult, run
     from ptkit.engine.states import States
     from ptkit.engine.tuned import Tuned, load
-    from ptkit.errors import CheckpointError, DataError, PluginError, PtkitError, RecipeError
+    from ptkit.errors import (
+        CheckpointError,
+        DataError,
+        PluginError,
+        PtkitError,
+        RecipeError,
+        suggestion,
+    )
     from ptkit.hookspecs import hookimpl
+    from ptkit.interchange import AdapterFormat
     from ptkit.reading import read_json_rows
     from ptkit.recipe import Recipe
     from ptkit.records import (
@@ -59,13 +68,15 @@ _HOMES = {
         "Transform"
     ),
     "ptkit.engine.adapter": "Adapter load_adapter",
+    "ptkit.engine.frozen": "Int4Linear Int8Linear QuantizedLinear quantize_rows",
     "ptkit.engine.loss": "token_loss",
     "ptkit.engine.model": "Model",
     "ptkit.engine.session": "RunResult run",
     "ptkit.engine.states": "States",
     "ptkit.engine.tuned": "Tuned load",
-    "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError",
+    "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError suggestion",
     "ptkit.hookspecs": "hookimpl",
+    "ptkit.interchange": "AdapterFormat",
     "ptkit.reading": "read_json_rows",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
@@ -79,6 +90,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 __all__ = [
     "IGNORE",
     "Adapter",
+    "AdapterFormat",
     "Backbone",
     "BadRow",
     "CheckpointError",
@@ -90,6 +102,8 @@ __all__ = [
     "Geometry",
     "HeadInfo",
     "HeadLimits",
+    "Int4Linear",
+    "Int8Linear",
     "LoadedBackbone",
     "Loss",
     "Metric",
@@ -99,6 +113,7 @@ __all__ = [
     "PluginError",
     "PromptParts",
     "PtkitError",
+    "QuantizedLinear",
     "Recipe",
     "RecipeError",
     "Record",
@@ -119,8 +134,10 @@ __all__ = [
     "hookimpl",
     "load",
     "load_adapter",
+    "quantize_rows",
     "read_json_rows",
     "run",
+    "suggestion",
     "token_loss",
 ]
 

@@ -21,7 +21,7 @@ from ptkit.counting import (
 )
 from ptkit.data import Part
 from ptkit.memory import BYTES, Memory, MicroBatch, estimate, largest, prefix_parameters
-from ptkit.preparation import Prepared, prefix_length, prepare
+from ptkit.preparation import Prepared, prefix_shape, prepare
 from ptkit.recipe import Recipe
 from ptkit.records import Record, Row
 from ptkit.reporter import Reporter
@@ -124,11 +124,8 @@ def check(recipe: Recipe, reporter: Reporter, *, shown: int = 2) -> Report:
 
     prepared = prepare(recipe, reporter, watch)
     backbone, head = prepared.backbone, prepared.head
-    geometry, settings = backbone.geometry, recipe.prefix
-    length = prefix_length(settings, backbone.tokenizer)
-    projection = None
-    if settings.projection:
-        projection = settings.projection_hidden_size or geometry.hidden_size
+    geometry = backbone.geometry
+    length, projection = prefix_shape(recipe.prefix, backbone)
     trainable = prefix_parameters(geometry, length, projection)
     plan, batches = _plan(recipe, head, tallies["train"])
     parts = [_part_report(tally, tallies["train"], prepared) for tally in tallies.values()]

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Entry] = {
     "check": Entry("Show what a recipe will do to its data.", "ptkit.commands.check"),
     "chat": Entry("Talk to an adapter or to a base model.", "ptkit.commands.chat"),
     "compare": Entry("Show finished runs side by side.", "ptkit.commands.compare"),
+    "convert": Entry("Write an adapter in another program's format.", "ptkit.commands.convert"),
     "evaluate": Entry("Score an adapter on a file of rows.", "ptkit.commands.evaluate"),
     "new": Entry(
         "Start from something that works.",

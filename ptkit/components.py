@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
@@ -80,11 +80,9 @@ class DatasetFormat(Component):
         test: Source | None = None
         """Rows for the scores; they are looked at once, at the end."""
         split: float | None = Field(None, gt=0, lt=1)
-        """Without `validation`: the share of `train` that is held out for it, picked by the
-        seed."""
+        """Without `validation`: the share of `train` held out for it, picked by the seed."""
         limit: Limit | Annotated[int, Field(ge=1)] | None = None
-        """At most so many records: a number for every part, or a table with train, validation,
-        test."""
+        """At most so many records: a number, or a table with train, validation, test."""
         on_bad_row: Literal["error", "skip"] = "error"
         """What to do with a row that can't be read: stop, or go on, count and report it."""
 
@@ -131,6 +129,8 @@ class Tokenizer(ABC):
     eos_id: int
     start_ids: tuple[int, ...] = ()
     """What every sequence begins with."""
+    stop_ids: tuple[int, ...] = ()
+    """What ends an answer besides ``eos_id``, such as the mark of the next speaker."""
 
     @property
     @abstractmethod
@@ -140,6 +140,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of a text on its own, without specials."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text; override it where many at once are faster."""
+        return [self.encode(text) for text in texts]
 
     @abstractmethod
     def pieces(self, text: str) -> list[int]:
@@ -158,6 +162,20 @@ class Tokenizer(ABC):
         each."""
         before = "".join(f"{q}\n{r}\n" for q, r in history)
         return PromptParts(before, query, "\n")
+
+    def encode_prompts(self, prompts: Sequence[PromptParts]) -> list[list[int]]:
+        """The ids of whole prompts, start ids included; override it for control tokens inside."""
+        texts = self.encode_batch([prompt.text for prompt in prompts])
+        return [[*self.start_ids, *ids] for ids in texts]
+
+    def prompt_offsets(self, prompt: PromptParts) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode_prompts` and their spans of ``prompt.text``; (0, 0) for control
+        tokens. Override it together with `encode_prompts`."""
+        ids, spans = self.offsets(prompt.text)
+        return [*self.start_ids, *ids], [(0, 0)] * len(self.start_ids) + spans
+
+
+LoadProgress = Callable[[int, int], None]
 
 
 @dataclass
@@ -201,13 +219,36 @@ class Backbone(Component):
     def fingerprint(self) -> str:
         """Tells one set of weights from another; stored in adapters. Must not read all weights."""
 
+    @property
+    def variant(self) -> Mapping[str, str]:
+        """What else decides what the weights compute, such as {"rope": "float32"}, defaults included.
+
+        Stored in adapters, which are refused where a value differs.
+        """
+        return {}
+
+    @property
+    def quantization(self) -> str:
+        """How the frozen weights are rounded; an adapter made with another one gives a warning."""
+        return "none"
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was decided from the model's files, a line each; a run shows them."""
+        return ()
+
     @abstractmethod
-    def load(self, device: str, dtype: str) -> LoadedBackbone:
+    def load(self, device: str, dtype: str, progress: LoadProgress | None = None) -> LoadedBackbone:
         """The model in eval mode on ``device`` with ``dtype`` weights ("float32", "bfloat16",
-        "float16").
+        "float16"). ``progress`` may be called with the tensors done and their number.
 
         Raises `CheckpointError` for weights that are missing, unexpected or of another shape.
         """
+
+    def outline(self) -> LoadedBackbone:
+        """The modules of `load` with any weights, for what the configuration decides, such as the
+        rotary embedding; a backbone that can make them without reading its weights overrides it."""
+        return self.load("cpu", "float32")
 
 
 # ------------------------------------------------------------------------------------------ tasks
@@ -238,8 +279,7 @@ class TaskHead(Component):
     predicts: ClassVar[str]
     """The kind of its predictions ("text", "label", …); a metric must score that kind."""
     rows_share_loss: ClassVar[bool] = False
-    """Whether all rows of a record form one loss (multiple choice); they then stay in one
-    micro-batch."""
+    """Whether all rows of a record form one loss (choices) and stay in one micro-batch."""
 
     def __init__(self, settings: BaseSettings, labels: Sequence[str] = ()) -> None:
         super().__init__(settings)
@@ -256,6 +296,10 @@ class TaskHead(Component):
 
         A record whose answer is unknown gives rows to predict from, with empty or ignored labels.
         """
+
+    def encode_batch(self, records: Sequence[Record], tokenizer: Tokenizer) -> list[list[Row]]:
+        """`encode` of every record; override it where many at once are faster."""
+        return [self.encode(record, tokenizer) for record in records]
 
     def limits(self) -> HeadLimits:
         """Which settings limit a row's tokens, and how long an answer can get; for ``ptkit

@@ -173,6 +173,7 @@ class Origins:
         return Origin(list(self._files)[self._file[record]], self._line[record])
 
 
+ENCODED_AT_ONCE = 1000  # records
 SAMPLE = 2000  # records of a streamed part that stay in memory, for the constant control
 
 
@@ -318,7 +319,13 @@ def encode_record(
     record: Record, head: TaskHead, tokenizer: Tokenizer, max_tokens: int
 ) -> Sequence[Row]:
     """The rows of a record. Raises `DataError` for none, or for more tokens than the backbone takes."""
-    rows = head.encode(record, tokenizer)
+    return checked_rows(record, head.encode(record, tokenizer), head, max_tokens)
+
+
+def checked_rows(
+    record: Record, rows: Sequence[Row], head: TaskHead, max_tokens: int
+) -> Sequence[Row]:
+    """``rows``, if the backbone takes them. Raises `DataError` as `encode_record` does."""
     if not rows or any(not row.tokens for row in rows):
         raise DataError(f"{record.origin}: task {head.name!r} made no tokens of it")
     longest = max(len(row.tokens) for row in rows)
@@ -347,8 +354,8 @@ def encode_part(
     Raises `DataError` for a record that gives no row, or one that the backbone can't take.
     """
     draw = random.Random(seed)
-    for index, record in enumerate(part.stream()):
-        rows = encode_record(record, head, tokenizer, max_tokens)
+    for index, (record, rows) in enumerate(_encoded(part.stream(), head, tokenizer)):
+        checked_rows(record, rows, head, max_tokens)
         part.rows.append(rows, record.weight)
         part.origins.append(record.origin)
         if watch is not None:
@@ -361,6 +368,14 @@ def encode_part(
             progress(index + 1)
     if progress is not None:
         progress(part.count)
+
+
+def _encoded(
+    records: Iterator[Record], head: TaskHead, tokenizer: Tokenizer
+) -> Iterator[tuple[Record, Sequence[Row]]]:
+    """Every record with its rows; many are encoded at once."""
+    while batch := list(islice(records, ENCODED_AT_ONCE)):
+        yield from zip(batch, head.encode_batch(batch, tokenizer), strict=True)
 
 
 def sha256(source: SourcePath) -> str:

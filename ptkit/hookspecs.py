@@ -11,6 +11,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from ptkit.components import Backbone, DatasetFormat, Metric, TaskHead, Tracker, Transform
+    from ptkit.interchange import AdapterFormat
     from ptkit.records import RunInfo
 
 PROJECT = "ptkit"
@@ -48,6 +49,11 @@ def ptkit_register_trackers() -> Sequence[type[Tracker]]:  # type: ignore[empty-
     """Where the events of a run go: `Tracker` classes, named in ``[[trackers]] kind``."""
 
 
+@hookspec
+def ptkit_register_adapter_formats() -> Sequence[type[AdapterFormat]]:  # type: ignore[empty-body]
+    """Adapters of other programs: `AdapterFormat` classes, named by ``ptkit convert --to``."""
+
+
 @hookspec(firstresult=True)
 def ptkit_resolve_source(source: str) -> Path | None:
     """The folder or file behind a name such as ``nano`` or ``nano:train``; None if it isn't yours.
@@ -55,6 +61,15 @@ def ptkit_resolve_source(source: str) -> Path | None:
     Raise `PtkitError` for a name that is yours but that you don't have. Called for every model
     source and data file of a recipe before it is taken for a path, so it must be quick and import
     nothing heavy.
+    """
+
+
+@hookspec(firstresult=True)
+def ptkit_recipe_from_script(text: str, name: str) -> str | None:
+    """The recipe, as TOML with comments, that does what the training script ``text`` does.
+
+    Called by ``ptkit new recipe --from-script``; ``name`` is the file's, for messages. None for a
+    script that isn't yours; raise `PtkitError` for one that is and can't be read. Execute nothing.
     """
 
 

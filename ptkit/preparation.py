@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from ptkit import manifest
 from ptkit.components import (
     Backbone,
     Component,
@@ -46,10 +47,17 @@ def _made(component: Component, base: type[Any]) -> Any:
     return component
 
 
-def prefix_length(settings: PrefixSettings, tokenizer: Tokenizer) -> int:
-    """Virtual tokens a layer: as set, or as many as the text that the prefix starts from has."""
-    tokens = prefix_tokens(settings, tokenizer)
-    return settings.length or len(tokens)
+def prefix_shape(settings: PrefixSettings, backbone: Backbone) -> tuple[int, int | None]:
+    """Virtual tokens a layer, and the width of the projection, if there is one.
+
+    As set, or those of the adapter that the prefix starts from; of a text, its number of tokens.
+    """
+    if settings.start is not None:
+        return manifest.prefix_shape(settings.start.path)
+    length = settings.length or len(prefix_tokens(settings, backbone.tokenizer))
+    if not settings.projection:
+        return length, None
+    return length, settings.projection_hidden_size or backbone.geometry.hidden_size
 
 
 def prefix_tokens(settings: PrefixSettings, tokenizer: Tokenizer) -> list[int]:

@@ -104,7 +104,7 @@ class Recipe:
         sections: dict[str, Any] = {
             "ptkit": FORMAT,
             "backbone": one(self.backbone),
-            "prefix": dump(self.prefix),
+            "prefix": dump(self.prefix, portable=portable),
             "dataset": one(self.dataset),
             "transforms": [one(choice) for choice in self.transforms],
             "task": one(self.task),

@@ -18,11 +18,14 @@ import pluggy
 from ptkit import hookspecs
 from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
 from ptkit.errors import PluginError, PtkitError, suggestion
+from ptkit.interchange import ADAPTER_FORMATS
 from ptkit.records import Record
 from ptkit.settings import Settings
 
 ENTRY_POINT_GROUP = "ptkit"
 DISABLE_VARIABLE = "PTKIT_DISABLE_PLUGINS"
+COLLECTED: tuple[Section, ...] = (*SECTIONS, ADAPTER_FORMATS)
+"""What registration hooks give: the sections of a recipe, and the formats of `ptkit convert`."""
 _RECORD_TYPES: tuple[tuple[type[Component], str], ...] = (
     (DatasetFormat, "record"),
     (TaskHead, "accepts"),
@@ -145,7 +148,7 @@ class Registry:
             self.failures.append(Failure(owner, _hook_problem(error)))
             return
         self.owners[owner.plugin] = owner
-        for section in SECTIONS:
+        for section in COLLECTED:
             self._collect(plugin, owner, section)
 
     def _collect(self, plugin: object, owner: Owner, section: Section) -> None:
@@ -242,7 +245,7 @@ def empty_registry() -> Registry:
     """A registry with the hooks and no plugin; tests register theirs on it."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    return Registry(manager, components={section.key: {} for section in SECTIONS})
+    return Registry(manager, components={section.key: {} for section in COLLECTED})
 
 
 def load_plugins(

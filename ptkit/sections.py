@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ptkit.problems import ONE_OF_MISSING
-from ptkit.settings import Settings
+from ptkit.settings import Settings, Source
 
 PUBLISHED_PREFIX_LENGTH = 128
+_SET_BY_START = (
+    "length",
+    "init",
+    "init_std",
+    "init_text",
+    "projection",
+    "projection_hidden_size",
+)
+"""Keys of ``[prefix]`` that have no say where the prefix of an adapter is trained further."""
 
 
 class PrefixSettings(Settings):
     """The trainable prefix, P-Tuning v2: keys and values in front of every layer's own."""
 
-    length: int | None = Field(None, ge=1)
+    start: Source | None = None
+    """An adapter to train further; length and projection are its own."""
+    length: int | None = Field(None, ge=1, le=2**16)
     """Virtual tokens a layer, P; 128 as published, or the length of the text for init = "text"."""
     init: Literal["normal", "zero", "text"] = "normal"
     """What the prefix starts from: random numbers, zeros, or the keys and values of a prompt."""
@@ -26,7 +45,7 @@ class PrefixSettings(Settings):
     """The prompt for init = "text"; the frozen model computes its keys and values."""
     projection: bool = False
     """Whether a two-layer MLP makes the keys and values from an embedding, as in prefix tuning."""
-    projection_hidden_size: int | None = Field(None, ge=1)
+    projection_hidden_size: int | None = Field(None, ge=1, le=2**20)
     """Width of that MLP; the backbone's hidden size if not given."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the prefix that is dropped in training."""
@@ -34,9 +53,28 @@ class PrefixSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_length(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "length" not in data and data.get("init") != "text":
+        if not isinstance(data, dict):
+            return data
+        if "start" in data:
+            line = "is given together with start, which is an adapter that has its own; remove it"
+            wrong = PydanticCustomError("given_with_start", line)
+            lines = [
+                InitErrorDetails(type=wrong, loc=(key,), input=data[key])
+                for key in _SET_BY_START
+                if key in data
+            ]
+            if lines:
+                raise ValidationError.from_exception_data(cls.__name__, lines)
+        elif "length" not in data and data.get("init") != "text":
             return {**data, "length": PUBLISHED_PREFIX_LENGTH}
         return data
+
+    @model_serializer(mode="wrap")
+    def _without_what_start_sets(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.start is None:
+            return values
+        return {key: value for key, value in values.items() if key not in _SET_BY_START}
 
     @field_validator("init_text")
     @classmethod
@@ -68,7 +106,7 @@ class TrainSettings(Settings):
     """Optimiser steps; give this or epochs."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the training records; give this or max_steps."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=2**20)
     """Records an optimiser step; memory use is set by tokens_per_micro_batch."""
     learning_rate: float = Field(2e-2, gt=0)
     """The highest learning rate of the schedule."""

@@ -15,7 +15,7 @@ import pytest
 import ptkit
 from ptkit import cli
 from ptkit.commands import new_recipe, plugins
-from ptkit.registry import empty_registry
+from ptkit.registry import Owner, empty_registry
 
 ROOT = Path(ptkit.__file__).parents[1]
 
@@ -273,6 +273,56 @@ def test_recipes_that_cannot_be_written(run: Any, recipes: Path) -> None:
     nowhere = "no/x.toml: can't be written: No such file or directory\n"
     assert run("new", "recipe", "first", "--out", "no/x.toml") == (2, "", nowhere)
     assert "which recipe? Give a NAME, or --list to see them" in run("new", "recipe")[2]
+
+
+class Scripts:
+    """A plugin that knows scripts which begin with "ours"."""
+
+    @ptkit.hookimpl
+    def ptkit_recipe_from_script(self, text: str, name: str) -> str | None:
+        if "'" in text:
+            raise ptkit.RecipeError(f"{name}:1: a quote")
+        return f"# {name}\nptkit = 1\n" if text.startswith("ours") else None
+
+
+@pytest.fixture
+def scripts(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = empty_registry()
+    registry.register(Scripts(), Owner("scripts", "ptkit-scripts", "1.0"))
+    monkeypatch.setattr("ptkit.registry.load_plugins", lambda: registry)
+
+
+def test_a_recipe_from_a_script(run: Any, scripts: None, tmp_path: Path) -> None:
+    path = tmp_path / "train.sh"
+    path.write_text("ours")
+    toml = path.with_suffix(".toml")
+    written = f"wrote {toml}; read its comments, then: ptkit check {toml}\n"
+    assert run("new", "recipe", "--from-script", str(path)) == (0, written, "")
+    assert toml.read_text() == f"# {path}\nptkit = 1\n"
+    again = run("new", "recipe", "--from-script", str(path))
+    assert again == (2, "", f"{toml}: exists already; choose another file with --out\n")
+    assert run("new", "recipe", "--from-script", str(path), "--out", "mine.toml")[0] == 0
+    assert Path("mine.toml").is_file()
+
+
+def test_scripts_that_give_no_recipe(run: Any, scripts: None) -> None:
+    def refused(content: bytes) -> str:
+        Path("x.sh").write_bytes(content)
+        code, out, err = run("new", "recipe", "--from-script", "x.sh")
+        assert (code, out) == (2, "")
+        return str(err)
+
+    assert refused(b"it's") == "x.sh:1: a quote\n"
+    assert refused(b"theirs") == "x.sh: is no training script that an installed plugin knows\n"
+    assert refused(b"ours\n\xff") == "x.sh:2: not UTF-8; re-save the file as UTF-8\n"
+    missing = run("new", "recipe", "--from-script", "no.sh")
+    assert missing == (2, "", "no.sh: no such file\n")
+    Path("folder").mkdir()
+    folder = run("new", "recipe", "--from-script", "folder")
+    assert folder == (2, "", "folder: can't be read: Is a directory\n")
+    both = run("new", "recipe", "first", "--from-script", "x.sh")
+    assert (both[0], "give a NAME or --from-script, not both" in both[2]) == (2, True)
+    assert not list(Path.cwd().glob("*.toml"))
 
 
 def test_the_recipes_that_come_with_ptkit_are_found() -> None:

@@ -88,17 +88,17 @@ def describe(registry: Registry) -> dict[str, Any]:
 
 
 def _added(registry: Registry, owner: Owner) -> dict[str, list[str]]:
-    from ptkit.components import SECTIONS
+    from ptkit.registry import COLLECTED
 
     adds = {}
-    for section in SECTIONS:
+    for section in COLLECTED:
         known = registry.components[section.key]
         kinds = sorted(kind for kind, registered in known.items() if registered.owner == owner)
         if kinds:
             adds[section.key] = kinds
     plugin = registry.manager.get_plugin(owner.plugin)
     callers = registry.manager.get_hookcallers(plugin) or []
-    registration = {section.hook for section in SECTIONS}
+    registration = {section.hook for section in COLLECTED}
     hooks = sorted(caller.name for caller in callers if caller.name not in registration)
     return {**adds, "hooks": hooks} if hooks else adds
 

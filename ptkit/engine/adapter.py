@@ -22,10 +22,9 @@ from ptkit.components import Backbone, TaskHead
 from ptkit.engine.files import save_tensors, whole_folder, write_json
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.errors import CheckpointError
+from ptkit.manifest import FORMAT, MANIFEST, bytes_inside, checksum, read_manifest
 from ptkit.records import Geometry
 
-FORMAT = 1
-MANIFEST = "adapter.json"
 PREFIX = "prefix.safetensors"
 HEAD = "head.safetensors"
 
@@ -66,8 +65,11 @@ class Adapter:
             module.load_state_dict(self.head)
             module.eval().requires_grad_(False)
 
-    def check_fits(self, backbone: Backbone) -> None:
-        """Raise `CheckpointError`, a line a difference, unless it was made for this backbone."""
+    def check_fits(self, backbone: Backbone) -> list[str]:
+        """Raise `CheckpointError`, a line a difference, unless it was made for this backbone.
+
+        Returns warnings about what may change answers a little: a base that is quantised otherwise.
+        """
         mine = self.manifest["backbone"]
         theirs = describe_backbone(backbone)
         problems = [
@@ -76,8 +78,22 @@ class Adapter:
             for key in ("kind", "geometry", "tokenizer", "fingerprint")
             if mine.get(key) != theirs[key]
         ]
+        then, now = mine.get("variant", {}), theirs["variant"]
+        problems += [
+            f"{self.folder}: was made with backbone.{key} = {json.dumps(then[key])}, "
+            f"but here it is {json.dumps(now[key])}"
+            for key in sorted(then.keys() & now.keys())
+            if then[key] != now[key]
+        ]
         if problems:
             raise CheckpointError(*problems)
+        rounded, here = mine.get("quantization", "none"), theirs["quantization"]
+        if rounded == here:
+            return []
+        return [
+            f"{self.folder}: was made on a base with quantization {rounded}, here it is {here}: "
+            "answers may differ"
+        ]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -104,6 +120,8 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
         },
         "tokenizer": backbone.tokenizer.fingerprint,
         "fingerprint": backbone.fingerprint,
+        "variant": dict(backbone.variant),
+        "quantization": backbone.quantization,
     }
 
 
@@ -118,10 +136,12 @@ def save_adapter(
     ``manifest``: JSON values with at least "backbone" (`describe_backbone`), "task" with its kind
     and labels, and "recipe".
     """
-    hidden = None if prefix.trans is None else prefix.trans[0].out_features
     described = {
         "format": FORMAT,
-        "prefix": {"length": prefix.length, "projection_hidden_size": hidden},
+        "prefix": {
+            "length": prefix.length,
+            "projection_hidden_size": prefix.projection_hidden_size,
+        },
         **manifest,
     }
     with whole_folder(folder) as partial:
@@ -132,12 +152,7 @@ def save_adapter(
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(partial.iterdir())
         }
-        write_json(partial / MANIFEST, {**described, "checksum": _checksum(described)})
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        write_json(partial / MANIFEST, {**described, "checksum": checksum(described)})
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -145,9 +160,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises `CheckpointError` if it is not whole, was altered, or is of another version.
     """
-    folder = _adapter_folder(Path(path))
+    folder, manifest = read_manifest(Path(path))
     manifest_path = folder / MANIFEST
-    manifest = _manifest(manifest_path, _inside(folder, MANIFEST))
     try:
         geometry = Geometry(
             **manifest["backbone"]["geometry"], heads=0, max_positions=0, parameters=0
@@ -179,54 +193,8 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(manifest, prefix, tensors.get(HEAD, {}), folder)
 
 
-def _adapter_folder(path: Path) -> Path:
-    inner = path / "adapter"
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such adapter folder")
-    if (path / MANIFEST).exists():
-        return path
-    if (inner / MANIFEST).exists():
-        return inner
-    hint = f"; did you mean {inner}?" if inner.is_dir() else ""
-    raise CheckpointError(f"{path}: is no adapter, it has no {MANIFEST}{hint}")
-
-
-def _inside(folder: Path, name: str) -> bytes:
-    """The bytes of a file of the folder, which must not be a link that leads out of it."""
-    path = folder / name
-    found = path.resolve()
-    if found.parent != folder.resolve():
-        raise CheckpointError(
-            f"{path}: is a link out of the adapter, to {found}; put the file there"
-        )
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing; the adapter is not whole") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
-
-
-def _manifest(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from None
-    got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if type(got) is not int or got != FORMAT:
-        newer = "a newer" if isinstance(got, int) and got > FORMAT else "another"
-        raise CheckpointError(
-            f"{path}: format must be {FORMAT}, got {got!r}; it was made by {newer} version of ptkit"
-        )
-    if "checksum" not in manifest:
-        raise CheckpointError(f"{path}: is damaged: it has no checksum")
-    if manifest["checksum"] != _checksum(manifest):
-        raise CheckpointError(f"{path}: was altered after it was made (its checksum is another)")
-    return dict(manifest)
-
-
 def _read(folder: Path, name: str, digest: object) -> dict[str, Tensor]:
-    content, path = _inside(folder, name), folder / name
+    content, path = bytes_inside(folder, name), folder / name
     if hashlib.sha256(content).hexdigest() != digest:
         raise CheckpointError(
             f"{path}: was altered or cut short after it was made (its SHA-256 is another); "

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ptkit.components import Backbone, DatasetFormat, Metric, TaskHead, Transform
-from ptkit.engine.adapter import MANIFEST, Adapter
+from ptkit.engine.adapter import Adapter
 from ptkit.errors import CheckpointError, PtkitError
+from ptkit.manifest import MANIFEST
 from ptkit.recipe import Choice, choose
 from ptkit.registry import Registry
 from ptkit.settings import FromCommandLine
@@ -81,6 +82,27 @@ def assemble(
     ]
     seed = _table(adapter, "train").get("seed", 0)
     return Assembly(made, head, form, tuple(metrics), tuple(transforms), seed)
+
+
+def backbone_of(
+    adapter: Adapter | None,
+    registry: Registry,
+    *,
+    source: str | None = None,
+    kind: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Backbone:
+    """The backbone behind ``source``, or the named one that the adapter was made on, and no more.
+
+    Raises `PtkitError` if there is none, or if the adapter was made for another.
+    """
+    sections = {"backbone": _backbone_section(adapter, registry, source, kind, "auto")}
+    label = "model" if adapter is None else str(adapter.folder / MANIFEST)
+    chosen = choose(sections, label=label, registry=registry, overrides=overrides)
+    made: Backbone = _one(chosen["backbone"], Backbone)
+    if adapter is not None:
+        adapter.check_fits(made)
+    return made
 
 
 def _backbone_section(

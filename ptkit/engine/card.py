@@ -95,6 +95,8 @@ def _data(run: FinishedRun) -> str:
 def _training(run: FinishedRun) -> str:
     prefix, train = run.recipe["prefix"], run.recipe["train"]
     settings = {f"prefix.{key}": value for key, value in prefix.items()}
+    if "start" in prefix:
+        settings["prefix.start"] = Path(prefix["start"]).name
     settings |= {f"train.{key}": value for key, value in train.items()}
     rows = [(_code(key), _code(json.dumps(v, ensure_ascii=False))) for key, v in settings.items()]
     best = run.best_validation

@@ -163,12 +163,12 @@ def run_row(comparison: Comparison, place: int) -> tuple[str, ...]:
     """What a run was, for `RUN_COLUMNS`."""
     run = comparison.runs[place]
     best = run.best_validation
-    backbone = run.environment["backbone"]
+    backbone, prefix = run.environment["backbone"], run.recipe["prefix"]
     return (
         comparison.names[place],
         f"{backbone['kind']} {backbone['name']}",
         str(run.manifest["prefix"]["length"]),
-        str(run.recipe["prefix"].get("init", "–")),
+        str(prefix.get("init", "from an adapter" if "start" in prefix else "–")),
         f"{run.steps:,}",
         f"{run.environment['trainable_parameters']:,}",
         "–" if best is None else f"{best[1]:.4f} at step {best[0]:,}",

@@ -89,7 +89,7 @@ def _decode(
 def _steps(
     model: Model, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling
 ) -> Iterator[dict[int, int]]:
-    """A dict a step: the new token of every prompt, by its index, that has not come to its eos."""
+    """A dict a step: the new token of every prompt, by its index, that has not come to its end."""
     device, longest = model.device, max(len(prompt) for prompt in prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     draws = [_generator(sampling.seed, key) for key in keys] if sampling.temperature else []
@@ -99,6 +99,7 @@ def _steps(
     ids = torch.tensor([[model.pad_id] * (longest - len(p)) + list(p) for p in prompts])
     positions = (torch.arange(longest) - (longest - lengths[:, None])).clamp_min(0)
     cache = DynamicCache()
+    stops = {model.eos_id, *model.stop_ids}
     alive = list(range(len(prompts)))  # the row of each line that is still in the batch
     for _ in range(sampling.max_new_tokens):
         layout = PaddedRows(real, [prefix_index] * len(alive), causal=True)
@@ -112,7 +113,7 @@ def _steps(
         assert model.lm_head is not None
         drawn = [draws[i] for i in alive] if draws else []
         tokens = pick(model.lm_head(hidden).float(), sampling, drawn).tolist()
-        running = [line for line, token in enumerate(tokens) if token != model.eos_id]
+        running = [line for line, token in enumerate(tokens) if token not in stops]
         yield {alive[line]: tokens[line] for line in running}
         if not running:
             return

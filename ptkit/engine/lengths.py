@@ -54,9 +54,9 @@ def row_lengths(row: EncodedRow) -> dict[str, int]:
     tokens, labels = row.tokens, row.labels
     if len(labels) == len(tokens):
         target = sum(label != IGNORE for label in labels)
-        start = len(labels) - target
-        if 0 < target < len(labels) and labels[start:] == tokens[start:]:
-            return {"prompt": start, "target": target}
+        own = all(a in (IGNORE, token) for a, token in zip(labels, tokens, strict=True))
+        if 0 < target < len(labels) and own:
+            return {"prompt": len(labels) - target, "target": target}
     return {"input": len(tokens)}
 
 

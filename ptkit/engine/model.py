@@ -47,6 +47,7 @@ class Model:
 
     ``layout``: "packed" lays rows into one sequence, "padded" one row a line; both give the same states.
     ``batch_tokens`` bounds rows x (tokens + new tokens) of a batch that is predicted.
+    An answer ends at ``eos_id`` or one of ``stop_ids``.
     ``watcher``, if set, gets the key of a prompt and its new token as `generate` decodes.
     """
 
@@ -60,6 +61,7 @@ class Model:
         *,
         pad_id: int,
         eos_id: int,
+        stop_ids: Sequence[int] = (),
         layout: Literal["packed", "padded"] = "packed",
     ) -> None:
         self.body = loaded.body
@@ -68,6 +70,7 @@ class Model:
         self.geometry = geometry
         self.pad_id = pad_id
         self.eos_id = eos_id
+        self.stop_ids = tuple(stop_ids)
         self.layout = layout
         self.body.set_attn_implementation(IMPLEMENTATION)
         for module in self.frozen_modules():

@@ -35,6 +35,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.length = length
+        self.projection_hidden_size = projection_hidden_size
         self.dropout = dropout
         width = geometry.prefix_parameters(1)
         self.embedding = nn.Embedding(length, width)
@@ -65,11 +66,16 @@ class PrefixEncoder(nn.Module):
         stacked = torch.stack([t[0] for pair in layers for t in pair])  # [2l, g, p, d]
         self.embedding.weight.copy_(stacked.permute(2, 0, 1, 3).flatten(1))
 
-    def forward(self, generator: torch.Generator | None = None) -> list[KeyValue]:
-        """The prefix of each layer; ``generator`` draws the dropout, None leaves it out."""
-        flat: Tensor = self.embedding.weight  # [p, 2·l·g·d]
+    def flat(self) -> Tensor:
+        """[p, 2·l·g·d]: all keys and values, a projection worked out."""
+        flat: Tensor = self.embedding.weight
         if self.trans is not None:
             flat = self.trans(flat)
+        return flat
+
+    def forward(self, generator: torch.Generator | None = None) -> list[KeyValue]:
+        """The prefix of each layer; ``generator`` draws the dropout, None leaves it out."""
+        flat = self.flat()
         if generator is not None and self.dropout > 0:
             keep = torch.rand(flat.shape, device=flat.device, generator=generator) >= self.dropout
             flat = flat * keep / (1 - self.dropout)

@@ -107,13 +107,15 @@ def _verb(change: Interval | None, before: float | None, after: float) -> tuple[
 
 def _facts(run: FinishedRun) -> Html:
     environment, prefix = run.environment, run.recipe["prefix"]
+    start = prefix.get("start")
+    how = prefix.get("init") if start is None else f"from {Path(start).name}"
     best = run.best_validation
     frozen = environment.get("frozen_parameters")
     trained = environment["trainable_parameters"]
     share = f" ({trained / (trained + frozen):.2%})" if frozen else ""
     entries = [
         ("Backbone", f"{environment['backbone']['kind']} {environment['backbone']['name']}"),
-        ("Prefix", f"{run.manifest['prefix']['length']} tokens a layer, {prefix.get('init')}"),
+        ("Prefix", f"{run.manifest['prefix']['length']} tokens a layer, {how}"),
         ("Trained parameters", f"{trained:,}{share}"),
         ("Steps", f"{run.steps:,}"),
         ("Best validation loss", "–" if best is None else f"{best[1]:.4f} at step {best[0]:,}"),

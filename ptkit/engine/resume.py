@@ -12,7 +12,7 @@ from typing import Any
 from ptkit.errors import PtkitError
 from ptkit.recipe import Recipe
 
-MUST_MATCH = ("backbone", "data", "device", "dtype")
+MUST_MATCH = ("backbone", "start", "data", "device", "dtype")
 NAMES = (
     "backbone.name",
     "source",

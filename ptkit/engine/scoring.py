@@ -12,6 +12,7 @@ from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.assembly import assemble
 from ptkit.engine.evaluate import Scores, pairs_of, predict, score_rows
 from ptkit.engine.files import write_json
+from ptkit.engine.page import counted
 from ptkit.engine.tuned import Tuned
 from ptkit.errors import DataError, PtkitError
 from ptkit.registry import Registry, load_plugins
@@ -129,5 +130,6 @@ def _check_answered(part: Part, head: TaskHead) -> None:
         shown = unanswered[: DataError.SHOWN_AT_ONCE]
         raise DataError(
             *(f"{origin}: has no answer to compare with" for origin in shown),
-            f"{len(unanswered):,} rows have no answer; `ptkit predict` gives them one",
+            f"{counted(len(unanswered), 'row')} {'has' if len(unanswered) == 1 else 'have'} no answer; "
+            "`ptkit predict` gives such rows one",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,9 +39,9 @@ from ptkit.engine.files import clear_partials, whole_file, write_json, write_tex
 from ptkit.engine.lengths import describe_lengths
 from ptkit.engine.model import Model, pick_device, pick_dtype
 from ptkit.engine.plot import plot_losses
-from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.report import write_report
 from ptkit.engine.resume import check_same_run, check_unused
+from ptkit.engine.start import build_prefix, continue_head, starting_adapter
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tracking import Tracking, read_events
 from ptkit.engine.train import (
@@ -54,7 +54,7 @@ from ptkit.engine.train import (
     train,
 )
 from ptkit.errors import PtkitError
-from ptkit.preparation import prefix_tokens, prepare
+from ptkit.preparation import prepare
 from ptkit.recipe import Recipe
 from ptkit.records import HeadInfo, RunInfo
 from ptkit.reporter import Reporter
@@ -75,34 +75,21 @@ class RunResult:
         return self.folder / "adapter"
 
 
-def build_prefix(recipe: Recipe, backbone: Backbone, model: Model) -> PrefixEncoder:
-    """The prefix encoder of a recipe, initialised as it says, on the model's device."""
-    settings, geometry = recipe.prefix, backbone.geometry
-    tokens = prefix_tokens(settings, backbone.tokenizer)
-    length = settings.length or len(tokens)
-    hidden = None
-    if settings.projection:
-        hidden = settings.projection_hidden_size or geometry.hidden_size
-    prefix = PrefixEncoder(
-        geometry, length, projection_hidden_size=hidden, dropout=settings.dropout
-    )
-    std = 0.0 if settings.init == "zero" else settings.init_std
-    prefix.initialize(std=std, seed=recipe.train.seed)
-    if tokens:  # a shorter text is repeated, a longer one cut
-        repeated = (tokens * (length // len(tokens) + 1))[:length]
-        prefix.initialize_from(model.keys_and_values(repeated))
-    return prefix.to(model.device)
+def load_model(
+    backbone: Backbone, device: str, progress: Callable[[int, int], None] | None = None
+) -> Model:
+    """The frozen model of a backbone on a device, ready for rows.
 
-
-def load_model(backbone: Backbone, device: str) -> Model:
-    """The frozen model of a backbone on a device, ready for rows."""
+    ``progress`` gets the number of tensors that are loaded, and of all.
+    """
     chosen = pick_device(device)
     tokenizer = backbone.tokenizer
     return Model(
-        backbone.load(chosen, pick_dtype(backbone.settings.dtype, chosen)),
+        backbone.load(chosen, pick_dtype(backbone.settings.dtype, chosen), progress),
         backbone.geometry,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
+        stop_ids=tokenizer.stop_ids,
     )
 
 
@@ -128,7 +115,7 @@ def run(
     never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one stops at once.
 
     >>> import ptkit
-    >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["train.max_steps=2"])
+    >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["train.max_steps=20"])
     >>> result = ptkit.run(recipe, out="runs/first")
     >>> list(result.scores)  # each is a score by name, such as result.scores["after"]["bleu-4"]
     ['before', 'constant', 'after']
@@ -204,15 +191,20 @@ class _Run(Watcher):
 
     def _load(self) -> None:
         backbone, recipe = self.prepared.backbone, self.recipe
-        self.model = load_model(backbone, self.device)
+        start = starting_adapter(recipe, backbone, self.reporter)  # before loading
+        self.model = load_model(backbone, self.device, self._show_loading)
         frozen = backbone.geometry.parameters
         dtype = str(self.model.dtype).removeprefix("torch.")
         self.reporter.stage(
             f"backbone: {backbone.name} {backbone.settings.source.name}, "
             f"{frozen:,} frozen parameters, {dtype} on {self.device}"
         )
+        for note in backbone.notes:
+            self.reporter.stage(note)
         module = build_head(self.prepared.head, backbone, self.model, self.settings.seed)
-        self.trainable = Trainable(build_prefix(recipe, backbone, self.model), module)
+        self.trainable = Trainable(build_prefix(recipe, backbone, self.model, start), module)
+        if start is not None:
+            self.reporter.stage(continue_head(start, self.prepared.head, module))
         count = self.trainable.count()
         self.reporter.stage(f"trainable: {count:,} parameters ({count / (count + frozen):.4%})")
         self.environment = {
@@ -221,6 +213,7 @@ class _Run(Watcher):
             "trainable_parameters": count,
             "frozen_parameters": frozen,
             "backbone": describe_backbone(backbone),
+            **({} if start is None else {"start": {"checksum": start.checksum}}),
             "data": {
                 part.name: {
                     "source": part.source.name,
@@ -232,6 +225,9 @@ class _Run(Watcher):
             },
         }
         self.info = RunInfo(str(self.folder), recipe.resolved(), self.environment)
+
+    def _show_loading(self, done: int, total: int) -> None:
+        self.reporter.progress("loading", done, total, {})
 
     def _open_folder(self) -> None:
         """Write what the run is, or check that a resumed one is the same; start the events."""

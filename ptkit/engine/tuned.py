@@ -169,7 +169,7 @@ class Tuned:
 
     def _prompt(self, query: str, history: History) -> list[int]:
         tokenizer = self.backbone.tokenizer
-        return [*tokenizer.start_ids, *tokenizer.encode(tokenizer.prompt(query, history).text)]
+        return tokenizer.encode_prompts([tokenizer.prompt(query, history)])[0]
 
     def _fitting(self, query: str, history: History, new_tokens: int) -> History:
         """The latest turns of the history that leave room for the answer."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ptkit.components import Backbone, LoadedBackbone, Tokenizer
+from ptkit.components import Backbone, LoadedBackbone, LoadProgress, Tokenizer
 from ptkit.errors import CheckpointError
 from ptkit.records import Geometry
 from ptkit.settings import Source, SourcePath
@@ -166,7 +166,7 @@ class TinyBackbone(Backbone):
         embeddings = (self.tokenizer.vocab_size + shape.max_positions + 2) * h + 2 * h
         return embeddings + shape.layers * layer
 
-    def load(self, device: str, dtype: str) -> LoadedBackbone:
+    def load(self, device: str, dtype: str, progress: LoadProgress | None = None) -> LoadedBackbone:
         import torch
 
         with torch.random.fork_rng(devices=[]):

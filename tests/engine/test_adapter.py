@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import ptkit
-from ptkit.engine.adapter import _checksum, load_adapter, save_adapter
+from ptkit.engine.adapter import load_adapter, save_adapter
 from ptkit.engine.assembly import assemble
 from ptkit.engine.tuned import load
 from ptkit.errors import CheckpointError, PtkitError, RecipeError
+from ptkit.manifest import checksum
 from ptkit.registry import Owner, Registry, empty_registry
 from ptkit.settings import Source
 
@@ -26,7 +27,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "adapter.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     change(manifest)
-    path.write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}), encoding="utf-8")
+    path.write_text(json.dumps({**manifest, "checksum": checksum(manifest)}), encoding="utf-8")
 
 
 def refusal(folder: Path) -> str:

@@ -10,3 +10,17 @@ def ptkit_register_backbones() -> list[type[ptkit.Backbone]]:
     from ptkit_chatglm2.backbone import ChatGLM2
 
     return [ChatGLM2]
+
+
+@ptkit.hookimpl
+def ptkit_register_adapter_formats() -> list[type[ptkit.AdapterFormat]]:
+    from ptkit_chatglm2.published import PublishedPrefix
+
+    return [PublishedPrefix]
+
+
+@ptkit.hookimpl
+def ptkit_recipe_from_script(text: str, name: str) -> str | None:
+    from ptkit_chatglm2.scripts import recipe_from_script
+
+    return recipe_from_script(text, name)

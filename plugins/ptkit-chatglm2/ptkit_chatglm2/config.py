@@ -20,19 +20,42 @@ REQUIRED = (
     "seq_length",
     "layernorm_epsilon",
 )
-# Flags of the published code and the one value that transformers' GLM computes.
+OPTIONAL = {"multi_query_group_num": 2, "rope_ratio": 1}
+# Flags of the published code, and of what was made from it, with the one value that transformers'
+# GLM computes.
 SUPPORTED = {
     "add_bias_linear": False,
     "add_qkv_bias": True,
     "apply_residual_connection_post_layernorm": False,
+    "interleaved_qkv": False,
     "multi_query_attention": True,
     "original_rope": True,
     "post_layer_norm": True,
-    "quantization_bit": 0,
+    "quantization_embeddings": False,
     "rmsnorm": True,
-    "rope_ratio": 1,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "rotary_percent": 0.5,
     "tie_word_embeddings": False,
 }
+# Switches that change nothing in what is computed, up to rounding. Others that are on are refused.
+NEUTRAL = frozenset(
+    {
+        "apply_query_key_layer_scaling",
+        "attention_softmax_in_fp32",
+        "bf16",
+        "bias_dropout_fusion",
+        "cache_quantization",
+        "do_sample",
+        "fp16",
+        "fp32_residual_connection",
+        "prefix_projection",
+        "return_dict",
+        "use_cache",
+        "use_flash_attn",
+    }
+)
+QUANTIZATIONS = {0: "none", 4: "int4", 8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,14 @@ class ChatGLM2Config:
     layernorm_epsilon: float
     pad_token_id: int
     eos_token_id: int
+    quantization_bit: int = 0
+    rope_ratio: float = 1
+    name: str = ""  # _name_or_path
+
+    @property
+    def quantization(self) -> str:
+        """How the checkpoint itself is quantised: "none", "int8", "int4"."""
+        return QUANTIZATIONS[self.quantization_bit]
 
     @property
     def query_size(self) -> int:
@@ -126,20 +157,31 @@ def read_config(folder: Path) -> ChatGLM2Config:
             f"{path}: model_type must be 'chatglm', got {data.get('model_type')!r}; "
             "use the backbone that is made for it"
         )
-    problems = [f"{path}: {key} is missing" for key in REQUIRED if key not in data]
+    problems = [f"{path}: {key} is missing" for key in REQUIRED if data.get(key) is None]
     for key, supported in SUPPORTED.items():
         if data.get(key, supported) not in (supported, None):
             problems.append(f"{path}: {key} = {json.dumps(data[key])} is not supported")
-    numbers = {**data, "multi_query_group_num": data.get("multi_query_group_num", 2)}
-    for key in (*REQUIRED, "multi_query_group_num"):
+    problems += [
+        f"{path}: {key} = true is not known here, and may change what the model computes; "
+        "remove it if it doesn't"
+        for key, value in data.items()
+        if value is True and not key.startswith("_") and key not in NEUTRAL | SUPPORTED.keys()
+    ]
+    bits = data.get("quantization_bit") or 0
+    if isinstance(bits, bool) or bits not in QUANTIZATIONS:
+        problems.append(f"{path}: quantization_bit must be 0, 4 or 8, got {json.dumps(bits)}")
+    numbers = OPTIONAL | {key: value for key, value in data.items() if value is not None}
+    for key in (*REQUIRED, *OPTIONAL):
         value = numbers.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             problems.append(f"{path}: {key} must be a positive number, got {json.dumps(value)}")
     if problems:
         raise ptkit.CheckpointError(*problems)
-    eos = data.get("eos_token_id")
+    eos, pad = data.get("eos_token_id"), data.get("pad_token_id")
     return ChatGLM2Config(
-        **{key: numbers[key] for key in (*REQUIRED, "multi_query_group_num")},
-        pad_token_id=data.get("pad_token_id") or 0,
-        eos_token_id=2 if eos is None else eos,
+        **{key: numbers[key] for key in (*REQUIRED, *OPTIONAL)},
+        pad_token_id=pad if isinstance(pad, int) else 0,
+        eos_token_id=eos if isinstance(eos, int) else 2,
+        quantization_bit=bits,
+        name=str(data.get("_name_or_path") or ""),
     )

@@ -1,11 +1,13 @@
-"""The published tokenizer, from ``tokenizer.model`` by sentencepiece; no torch, no remote code."""
+"""The published tokenizers of ChatGLM2 and ChatGLM3, from ``tokenizer.model`` by sentencepiece; no torch, no remote code."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import ptkit
 
@@ -16,6 +18,13 @@ SPECIALS = (
     "sop",
     "eop",
 )  # appended behind the pieces, in this order
+ROLES = (
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+)  # ChatGLM3 appends these, too
+PARALLEL_FROM = 32  # texts
 # A protobuf message is merged with what follows it: ModelProto.normalizer_spec (field 3) with
 # add_dummy_prefix (field 3) = false.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -23,6 +32,8 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 class ChatGLM2Tokenizer(ptkit.Tokenizer):
     """Ids as the published ChatGLM2 tokenizer gives them; specials in a text stay text."""
+
+    added: ClassVar[tuple[str, ...]] = SPECIALS
 
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -37,9 +48,9 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
         except RuntimeError:
             raise ptkit.CheckpointError(f"{path}: is not a sentencepiece model") from None
         pieces = self._processor.vocab_size()
-        self.specials = {name: pieces + index for index, name in enumerate(SPECIALS)}
+        self.specials = {name: pieces + index for index, name in enumerate(self.added)}
         self.pieces_count = pieces
-        self.vocab_size = pieces + len(SPECIALS)
+        self.vocab_size = pieces + len(self.added)
         self.pad_id = max(0, self._processor.unk_id())
         self.eos_id = self._processor.eos_id()
         self.start_ids = (self.specials["[gMASK]"], self.specials["sop"])
@@ -58,6 +69,13 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """By all CPU cores; below some texts that costs more than it saves."""
+        if len(texts) < PARALLEL_FROM:
+            return [self.encode(text) for text in texts]
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=-1)
         return ids
 
     def pieces(self, text: str) -> list[int]:
@@ -92,3 +110,59 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
             for turn, (asked, answered) in enumerate(history, start=1)
         )
         return ptkit.PromptParts(f"{past}[Round {len(history) + 1}]\n\n问：", query, "\n\n答：")
+
+
+@dataclass(frozen=True, slots=True)
+class Turns(ptkit.PromptParts):
+    """A prompt whose roles are control tokens, which no text can stand for; its text is for reading.
+
+    ``history``: earlier queries with their answers.
+    """
+
+    history: tuple[tuple[str, str], ...] = ()
+
+
+class ChatGLM3Tokenizer(ChatGLM2Tokenizer):
+    """ChatGLM3's: the same pieces, a control token a role, and the published chat format."""
+
+    added = (*SPECIALS, *ROLES)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.stop_ids = (self.specials["<|user|>"], self.specials["<|observation|>"])
+
+    def prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> Turns:
+        past = "".join(f"<|user|>\n{asked}<|assistant|>\n{answered}" for asked, answered in history)
+        return Turns(f"{past}<|user|>\n", query, "<|assistant|>", tuple(history))
+
+    def encode_prompts(self, prompts: Sequence[ptkit.PromptParts]) -> list[list[int]]:
+        """Role, line break and content are encoded one by one, as published."""
+        texts = [text for prompt in prompts for text in self._contents(prompt)]
+        encoded = iter(self.encode_batch(texts))
+        user, assistant = self.specials["<|user|>"], self.specials["<|assistant|>"]
+        line_break = self.encode("\n")
+        made = []
+        for prompt in prompts:
+            ids = list(self.start_ids)
+            for index, _ in enumerate(self._contents(prompt)):
+                ids += [assistant if index % 2 else user, *line_break, *next(encoded)]
+            made.append([*ids, assistant])
+        return made
+
+    def prompt_offsets(self, prompt: ptkit.PromptParts) -> tuple[list[int], list[tuple[int, int]]]:
+        ids, spans, place = list(self.start_ids), [(0, 0)] * len(self.start_ids), 0
+        line_break = self.encode("\n")
+        for index, text in enumerate(self._contents(prompt)):
+            role = "<|assistant|>" if index % 2 else "<|user|>"
+            place += len(role) + 1
+            found, inside = self.offsets(text)
+            ids += [self.specials[role], *line_break, *found]
+            spans += [(0, 0)] * (1 + len(line_break))
+            spans += [(place + start, place + stop) for start, stop in inside]
+            place += len(text)
+        return [*ids, self.specials["<|assistant|>"]], [*spans, (0, 0)]
+
+    @staticmethod
+    def _contents(prompt: ptkit.PromptParts) -> list[str]:
+        history = prompt.history if isinstance(prompt, Turns) else ()
+        return [*(text for turn in history for text in turn), prompt.query]

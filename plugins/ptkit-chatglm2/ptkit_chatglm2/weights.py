@@ -1,5 +1,5 @@
-"""Published weights into transformers' native GLM: tensor by tensor from mapped files, every name
-accounted for."""
+"""Published weights into transformers' native GLM: tensor by tensor from mapped files, quantised or
+not, every name accounted for."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ptkit
-from ptkit_chatglm2.config import ChatGLM2Config
+from ptkit_chatglm2.config import OPTIONAL, REQUIRED, ChatGLM2Config
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import GlmForCausalLM
 
 IGNORED = frozenset({"transformer.rotary_pos_emb.inv_freq"})
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SHOWN = 5  # names of missing or unexpected tensors in a message
+LINEARS = (
+    "self_attention.query_key_value",
+    "self_attention.dense",
+    "mlp.dense_h_to_4h",
+    "mlp.dense_4h_to_h",
+)  # what is quantised of a layer
+FINGERPRINT_ROWS = 16  # of a layer's query_key_value
+
+
+def is_linear(name: str) -> bool:
+    """Whether a published tensor is the weight of one of a layer's four linears."""
+    return name.endswith(tuple(f"{linear}.weight" for linear in LINEARS))
 
 
 def expected_shapes(config: ChatGLM2Config) -> dict[str, tuple[int, ...]]:
@@ -44,6 +58,11 @@ def expected_shapes(config: ChatGLM2Config) -> dict[str, tuple[int, ...]]:
             f"{prefix}mlp.dense_h_to_4h.weight": (2 * f, h),
             f"{prefix}mlp.dense_4h_to_h.weight": (h, f),
         }
+    if config.quantization_bit:
+        for name in [name for name in shapes if is_linear(name)]:
+            rows, columns = shapes[name]
+            shapes[name] = (rows, columns * config.quantization_bit // 8)
+            shapes[f"{name}_scale"] = (rows,)
     return shapes
 
 
@@ -152,36 +171,103 @@ def check_names(folder: Path, found: set[str], expected: set[str]) -> None:
         raise ptkit.CheckpointError(*problems)
 
 
-def load_native(folder: Path, config: ChatGLM2Config, device: str, dtype: torch.dtype) -> nn.Module:
-    """GlmForCausalLM with the weights of ``folder``; each tensor goes from its file to its place
-    and dtype."""
+def check_shapes(folder: Path, config: ChatGLM2Config, getters: Mapping[str, Getter]) -> None:
+    """Raise `ptkit.CheckpointError` for tensors of another shape or type. No weight is read for it."""
+    import torch
+
+    problems = []
+    for name, shape in expected_shapes(config).items():
+        tensor = getters[name]()
+        packed = config.quantization_bit and is_linear(name)
+        fits = tensor.dtype == torch.int8 if packed else tensor.is_floating_point()
+        if tuple(tensor.shape) != shape or not fits:
+            wanted = "an int8" if packed else "a float"
+            got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            problems.append(f"{folder}: {name} must be {wanted} tensor of {list(shape)}, got {got}")
+    if problems:
+        raise ptkit.CheckpointError(*problems)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where weights go, and what they become: ``bits`` is 4 or 8 for quantised linears, else 0."""
+
+    device: str
+    dtype: torch.dtype
+    bits: int = 0
+
+    def place(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """A published tensor on the device, under its published name; quantised, it has a scale.
+
+        It is copied before it is converted: on the way to a GPU the host then holds no copy.
+        """
+        import torch
+
+        if self.bits and is_linear(name) and tensor.is_floating_point():
+            rows = max(1, ptkit.QuantizedLinear.NUMBERS_AT_ONCE // tensor.shape[1])
+            parts = [
+                ptkit.quantize_rows(part.to(self.device), self.bits) for part in tensor.split(rows)
+            ]
+            codes, scales = zip(*parts, strict=True)
+            yield name, torch.cat(codes)
+            yield f"{name}_scale", torch.cat(scales).float()
+            return
+        placed = tensor.to(self.device)
+        if name.endswith(".weight_scale"):
+            placed = placed.float()
+        elif placed.is_floating_point():
+            placed = placed.to(self.dtype)
+        # a tensor of the file itself would keep it mapped, and change when the file does
+        yield name, placed.clone() if placed.data_ptr() == tensor.data_ptr() else placed
+
+
+def native_model(config: ChatGLM2Config, bits: int) -> GlmForCausalLM:
+    """GlmForCausalLM without values (on torch's meta device), its linears quantised or not."""
     import torch
     from torch import nn
     from transformers import GlmForCausalLM
 
     with torch.device("meta"):
         model = GlmForCausalLM(config.transformers())
-    shapes = expected_shapes(config)
+        for layer in model.model.layers if bits else ():
+            for owner in (layer.self_attn, layer.mlp):
+                for name, child in list(owner.named_children()):
+                    if isinstance(child, nn.Linear):
+                        bias = child.bias is not None
+                        made = ptkit.QuantizedLinear.of(bits).empty(
+                            child.in_features, child.out_features, bias=bias
+                        )
+                        setattr(owner, name, made)
+    return model
+
+
+def load_native(
+    folder: Path,
+    config: ChatGLM2Config,
+    target: Target,
+    progress: Callable[[int, int], None] | None = None,
+) -> GlmForCausalLM:
+    """GlmForCausalLM with the weights of ``folder``; each tensor goes from its file to its place
+    and type, in the order of the files."""
+    from torch import nn
+
+    model = native_model(config, target.bits)
     with ExitStack() as stack:
         getters = open_tensors(weight_files(folder), stack)
-        check_names(folder, set(getters), set(shapes))
-        wrong = []
-        for name, shape in shapes.items():
-            tensor = getters[name]()
-            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-                got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-                wrong.append(f"{folder}: {name} must be a float tensor of {list(shape)}, got {got}")
-                continue
-            for native, part in native_tensors(name, tensor, config):
-                owner, _, attribute = native.rpartition(".")
-                placed = part.to(device=device, dtype=dtype, copy=True).contiguous()
-                setattr(
-                    model.get_submodule(owner), attribute, nn.Parameter(placed, requires_grad=False)
-                )
-        if wrong:
-            raise ptkit.CheckpointError(*wrong)
+        check_names(folder, set(getters), set(expected_shapes(config)))
+        check_shapes(folder, config, getters)
+        total = len(getters)
+        for done, name in enumerate(list(getters), start=1):
+            tensor = getters.pop(name)()
+            for placed_name, placed in () if name in IGNORED else target.place(name, tensor):
+                for native, part in native_tensors(placed_name, placed, config):
+                    owner, _, attribute = native.rpartition(".")
+                    parameter = nn.Parameter(part.contiguous(), requires_grad=False)
+                    setattr(model.get_submodule(owner), attribute, parameter)
+            if progress is not None:
+                progress(done, total)
     # buffers are not in the checkpoint: the rotary table is computed anew, in float32
-    model.model.rotary_emb = type(model.model.rotary_emb)(config.transformers()).to(device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config.transformers()).to(target.device)
     left = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_meta]
     if left:
         raise RuntimeError(f"left without a value: {left}")
@@ -191,16 +277,25 @@ def load_native(folder: Path, config: ChatGLM2Config, device: str, dtype: torch.
 def fingerprint(folder: Path, config: ChatGLM2Config) -> str:
     """A hash that is equal for equal weights in any file layout or wider float type.
 
-    It samples the norms and the first row of every fused query/key/value weight, as float32: some
-    hundred kilobytes of a 6B model.
+    It samples the norms and biases, and the largest weight of some rows of every query_key_value as
+    the scale that int4 gives the row: a base and its published int4 version count as one. An int8
+    version doesn't, because int4 scales don't follow from its own.
     """
-    digest = hashlib.sha256(repr(config).encode())
+    import torch
+
+    shape = [getattr(config, name) for name in (*REQUIRED, *OPTIONAL)]
+    digest = hashlib.sha256(repr(shape).encode())
     with ExitStack() as stack:
         getters = open_tensors(weight_files(folder), stack)
         check_names(folder, set(getters), set(expected_shapes(config)))
         for name in sorted(expected_shapes(config)):
             if "layernorm" in name or "query_key_value.bias" in name:
-                digest.update(getters[name]().float().numpy().tobytes())
-            elif "query_key_value.weight" in name:
-                digest.update(getters[name]()[0].float().numpy().tobytes())
+                sample = getters[name]()
+            elif name.endswith("query_key_value.weight_scale"):
+                sample = getters[name]()[:FINGERPRINT_ROWS]
+            elif name.endswith("query_key_value.weight") and not config.quantization_bit:
+                _, sample = ptkit.quantize_rows(getters[name]()[:FINGERPRINT_ROWS], 4)
+            else:
+                continue
+            digest.update(sample.to(torch.float16).numpy().tobytes())
     return digest.hexdigest()

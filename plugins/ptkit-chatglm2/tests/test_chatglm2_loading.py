@@ -166,8 +166,10 @@ def test_another_model_type(folder: Path) -> None:
         ("multi_query_attention", False),
         ("apply_residual_connection_post_layernorm", True),
         ("tie_word_embeddings", True),
-        ("rope_ratio", 50),
-        ("quantization_bit", 4),
+        ("interleaved_qkv", True),
+        ("quantization_embeddings", True),
+        ("rotary_percent", 1.0),
+        ("rope_theta", 500000),
     ],
 )
 def test_what_the_native_model_cannot_express_is_refused_by_name(
@@ -177,6 +179,40 @@ def test_what_the_native_model_cannot_express_is_refused_by_name(
     assert refused(folder) == (
         f"{folder}/config.json: {key} = {json.dumps(value)} is not supported",
     )
+
+
+@pytest.mark.parametrize("bits", [2, "4"])
+def test_other_bits_are_refused(folder: Path, bits: Any) -> None:
+    change_config(folder, quantization_bit=bits)
+    assert refused(folder) == (
+        f"{folder}/config.json: quantization_bit must be 0, 4 or 8, got {json.dumps(bits)}",
+    )
+
+
+def test_an_unknown_switch_that_is_on_is_refused(folder: Path) -> None:
+    change_config(folder, use_parallel_residual=True, another_switch=False, _private=True)
+    assert refused(folder) == (
+        f"{folder}/config.json: use_parallel_residual = true is not known here, and may change "
+        "what the model computes; remove it if it doesn't",
+    )
+
+
+def test_tensors_are_loaded_one_by_one_and_counted(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    backbone(folder).load("cpu", "float32", lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 32) for done in range(1, 33)]
+
+
+def test_loaded_weights_are_not_the_files(folder: Path) -> None:
+    """A file that changes afterwards changes nothing."""
+    loaded = load(folder)
+    before = loaded.body.norm.weight.clone()
+    for path in folder.glob("*.safetensors"):
+        with path.open("r+b") as file:
+            file.seek(-4096, 2)
+            file.write(b"\xff" * 4096)
+    assert all(torch.isfinite(p).all() for p in loaded.body.parameters())
+    assert torch.equal(loaded.body.norm.weight, before)
 
 
 def test_all_missing_and_wrong_numbers_at_once(folder: Path) -> None:

@@ -95,6 +95,18 @@ def test_offsets_of_bytes_and_words() -> None:
     assert len(ids) == len(spans)
 
 
+@pytest.mark.parametrize("count", [0, 3, 200])
+def test_many_texts_at_once_have_the_same_ids(count: int) -> None:
+    texts = [f"第{i}件：红色的裙子 {i * i}\n😀" for i in range(count)]
+    assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
+
+
+def test_whole_prompts_begin_with_the_start_ids() -> None:
+    parts = TOKENIZER.prompt("你好")
+    expected = [*TOKENIZER.start_ids, *TOKENIZER.encode(parts.text)]
+    assert TOKENIZER.encode_prompts([parts, parts]) == [expected, expected]
+
+
 def test_fingerprint_is_the_files(tmp_path: Path) -> None:
     (tmp_path / "copy.model").write_bytes(MODEL.read_bytes())
     assert ChatGLM2Tokenizer(tmp_path / "copy.model").fingerprint == TOKENIZER.fingerprint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,8 @@ class Generation(ptkit.TaskHead):
         truncation: Literal["query", "published"] = "query"
         """Where a prompt is cut: inside the query, keeping the template, or its tail, as
         published."""
+        train_on: Literal["answer", "all-answers"] = "answer"
+        """Which answers the loss is on: the last one, as published, or those of the history too."""
         sampling: SamplingSettings = SamplingSettings()
 
     settings: Settings
@@ -54,43 +57,110 @@ class Generation(ptkit.TaskHead):
         Example (start ids 8 9, prompt 5 6, answer 7, eos 2)::
 
             tokens (8, 9, 5, 6, 7, 2)   labels (-100, -100, -100, -100, 7, 2)
+
+        With ``train_on = "all-answers"`` the tokens are the same, and the answers of the history
+        are labels too: the tokens wholly inside an answer, neither what the template puts behind it
+        nor an eos, which is behind the last one only (5 asks, 6 answers, 3 asks)::
+
+            tokens (8, 9, 5, 6, 3, 7, 2)   labels (-100, -100, -100, 6, -100, 7, 2)
         """
-        assert isinstance(record, ptkit.GenerationRecord)
-        prompt, cut = self._prompt(record, tokenizer)
-        labels = [ptkit.IGNORE] * len(prompt)
-        if record.response is None:
-            return [ptkit.Row(tuple(prompt), tuple(labels), cut=cut)]
-        answer = tokenizer.encode(record.response)
+        return self.encode_batch([record], tokenizer)[0]
+
+    def encode_batch(
+        self, records: Sequence[ptkit.Record], tokenizer: ptkit.Tokenizer
+    ) -> list[list[ptkit.Row]]:
+        """All prompts, then all answers, go through the tokenizer at once."""
+        given = [record for record in records if isinstance(record, ptkit.GenerationRecord)]
+        assert len(given) == len(records)
+        prompts = tokenizer.encode_prompts([tokenizer.prompt(r.prompt, r.history) for r in given])
+        answers = iter(
+            tokenizer.encode_batch([r.response for r in given if r.response is not None])
+        )
+        return [
+            [
+                self._row(
+                    record,
+                    prompt,
+                    None if record.response is None else next(answers),
+                    tokenizer,
+                )
+            ]
+            for record, prompt in zip(given, prompts, strict=True)
+        ]
+
+    def _row(
+        self,
+        record: ptkit.GenerationRecord,
+        whole: list[int],
+        answer: list[int] | None,
+        tokenizer: ptkit.Tokenizer,
+    ) -> ptkit.Row:
+        """``whole``: the ids of the prompt, however long."""
+        prompt, history = self._fitting(record, whole, tokenizer)
+        cut = len(whole) - len(prompt)
+        if answer is None:
+            return ptkit.Row(tuple(prompt), (ptkit.IGNORE,) * len(prompt), cut=cut)
         left_out = max(0, len(answer) - self.settings.max_target_tokens)
         answer = [*answer[: self.settings.max_target_tokens], tokenizer.eos_id]
-        return [
-            ptkit.Row(
-                (*prompt, *answer), (*labels, *answer), cut=cut + left_out, cut_targets=left_out
+        labels = self._past_labels(prompt, record.prompt, history, tokenizer)
+        targets_cut = left_out
+        if cut:
+            every = self._past_labels(whole, record.prompt, record.history, tokenizer)
+            targets_cut += _trained(every) - _trained(labels)
+        return ptkit.Row(
+            (*prompt, *answer), (*labels, *answer), cut=cut + left_out, cut_targets=targets_cut
+        )
+
+    def _past_labels(
+        self,
+        prompt: list[int],
+        query: str,
+        history: Sequence[tuple[str, str]],
+        tokenizer: ptkit.Tokenizer,
+    ) -> list[int]:
+        """A label a token of ``prompt``: the answers of the history, if they are trained on.
+
+        ``prompt`` may be the beginning of the prompt only. Its last token has no label, so that the
+        last run of labels in a row is its own answer.
+        """
+        labels = [ptkit.IGNORE] * len(prompt)
+        if self.settings.train_on == "answer" or not history:
+            return labels
+        parts = tokenizer.prompt(query, history)
+        ids, spans = tokenizer.prompt_offsets(parts)
+        if ids[: len(prompt)] != prompt:
+            raise ptkit.RecipeError(
+                'task.train_on = "all-answers" needs a tokenizer whose prompt_offsets() gives the '
+                f"ids of encode_prompts(); {type(tokenizer).__name__}'s doesn't"
             )
-        ]
+        answers = iter(_past_answers(query, history, tokenizer))
+        start, stop = next(answers)
+        for position, (first, behind) in enumerate(spans[: len(prompt) - 1]):
+            while first >= stop:
+                start, stop = next(answers, (len(parts.text), len(parts.text) + 1))
+            if position and 0 < start <= first and behind <= stop:
+                labels[position] = prompt[position]
+        return labels
 
     def limits(self) -> ptkit.HeadLimits:
         answer = self.settings.sampling.max_new_tokens or self.settings.max_target_tokens
         return ptkit.HeadLimits("max_source_tokens", "max_target_tokens", answer)
 
-    def _prompt(
-        self, record: ptkit.GenerationRecord, tokenizer: ptkit.Tokenizer
-    ) -> tuple[list[int], int]:
-        """The ids of the prompt within its limit, and how many were left out."""
+    def _fitting(
+        self, record: ptkit.GenerationRecord, whole: list[int], tokenizer: ptkit.Tokenizer
+    ) -> tuple[list[int], Sequence[tuple[str, str]]]:
+        """The ids of the prompt, which are ``whole``, within its limit; the turns left in it."""
         limit = self.settings.max_source_tokens
 
         def ids(parts: ptkit.PromptParts, kept: int) -> list[int]:
-            text = parts.before + parts.query[:kept] + parts.after
-            return [*tokenizer.start_ids, *tokenizer.encode(text)]
+            return tokenizer.encode_prompts([replace(parts, query=parts.query[:kept])])[0]
 
-        history = record.history
-        parts = tokenizer.prompt(record.prompt, history)
-        whole = ids(parts, len(parts.query))
         if len(whole) <= limit:
-            return whole, 0
+            return whole, record.history
         if self.settings.truncation == "published":
-            return whole[:limit], len(whole) - limit
-        fitting = whole
+            return whole[:limit], record.history
+        fitting, history = whole, record.history
+        parts = tokenizer.prompt(record.prompt, history)
         while history and len(fitting) > limit:  # the oldest turns go first
             history = history[1:]
             parts = tokenizer.prompt(record.prompt, history)
@@ -110,7 +180,7 @@ class Generation(ptkit.TaskHead):
                     low, fitting = middle, tried
                 else:
                     high = middle - 1
-        return fitting, len(whole) - len(fitting)
+        return fitting, history
 
     def loss(
         self, module: nn.Module | None, states: ptkit.States, rows: Sequence[ptkit.EncodedRow]
@@ -179,8 +249,33 @@ class Generation(ptkit.TaskHead):
         return [texts[i] for i in best]
 
 
+def _trained(labels: Sequence[int]) -> int:
+    return len(labels) - labels.count(ptkit.IGNORE)
+
+
 def _answer_start(labels: Sequence[int]) -> int:
-    for position, label in enumerate(labels):
-        if label != ptkit.IGNORE:
-            return position
-    return len(labels)
+    """Where the last run of labels begins, which is the row's own answer."""
+    start = len(labels)
+    while start and labels[start - 1] != ptkit.IGNORE:
+        start -= 1
+    return start
+
+
+def _past_answers(
+    query: str, history: Sequence[tuple[str, str]], tokenizer: ptkit.Tokenizer
+) -> Iterator[tuple[int, int]]:
+    """Where the answers of the history stand in the prompt's text, as half-open spans.
+
+    An answer stands where it would be written: behind the prompt of its own turn. White space may
+    come between.
+    """
+    text = tokenizer.prompt(query, history).text
+    for turn, (asked, answered) in enumerate(history):
+        before = tokenizer.prompt(asked, history[:turn]).text
+        start = text.find(answered, len(before))
+        if not text.startswith(before) or start < 0 or text[len(before) : start].strip():
+            raise ptkit.RecipeError(
+                'task.train_on = "all-answers" needs a prompt template in which an earlier answer '
+                f"stands behind its own prompt; that of {type(tokenizer).__name__} has none"
+            )
+        yield start, start + len(answered)

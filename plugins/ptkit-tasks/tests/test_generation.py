@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ptkit_tasks
 import pytest
 from ptkit_tasks.generation import Generation
@@ -149,3 +151,127 @@ def test_settings_are_checked() -> None:
 def test_the_plugin_registers_the_head() -> None:
     assert ptkit_tasks.ptkit_register_task_heads() == [Generation]
     assert isinstance(TinyBackbone().tokenizer, WordTokenizer)
+
+
+# ------------------------------------------------------------------------------ train_on
+
+
+class Talk(Letters):
+    """Letters whose template has an answer behind its own prompt: ``Q query A answer ;``."""
+
+    def prompt(self, query: str, history: object = ()) -> ptkit.PromptParts:
+        past = "".join(f"Q{q}A{r};" for q, r in history)  # type: ignore[attr-defined]
+        return ptkit.PromptParts(f"{past}Q", query, "A")
+
+
+def trained(row: ptkit.Row) -> list[str]:
+    """The text of each run of labels."""
+    runs = [""]
+    for token, label in zip(row.tokens, row.labels, strict=True):
+        if label == IGNORE:
+            runs.append("")
+        else:
+            assert label == token
+            runs[-1] += chr(label)
+    return [run for run in runs if run]
+
+
+TALK = (("ab", "cd"), ("ef", "gh"))
+
+
+def test_all_answers_are_trained_on_and_the_last_one_has_the_eos() -> None:
+    both = [head(train_on=value) for value in ("answer", "all-answers")]
+    (last,), (every,) = (made.encode(record("ij", "kl", history=TALK), Talk()) for made in both)
+    assert Letters().decode(last.tokens) == "QabAcd;QefAgh;QijAkl\x02"
+    assert last.tokens == every.tokens
+    assert trained(last) == ["kl\x02"]
+    assert trained(every) == ["cd", "gh", "kl\x02"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs", "cut", "cut_targets"),
+    [
+        ({"max_source_tokens": 18}, ["gh", "kl\x02"], 7, 2),
+        ({"max_source_tokens": 12}, ["gh", "kl\x02"], 7, 2),
+        ({"max_source_tokens": 11}, ["kl\x02"], 14, 4),
+        ({"max_source_tokens": 4}, ["kl\x02"], 15, 4),
+        ({"max_target_tokens": 1}, ["cd", "gh", "k\x02"], 1, 1),
+        # the tail of the prompt is cut; an answer at its end loses the label of its last letter, or
+        # nothing would tell it from the row's own answer
+        ({"max_source_tokens": 14, "truncation": "published"}, ["cd", "g", "kl\x02"], 5, 1),
+        ({"max_source_tokens": 15, "truncation": "published"}, ["cd", "gh", "kl\x02"], 4, 0),
+        ({"max_source_tokens": 12, "truncation": "published"}, ["cd", "kl\x02"], 7, 2),
+    ],
+)
+def test_answers_that_were_cut(
+    settings: dict[str, object], runs: list[str], cut: int, cut_targets: int
+) -> None:
+    made = head(train_on="all-answers", **settings)
+    (row,) = made.encode(record("ij", "kl", history=TALK), Talk())
+    assert (row.cut, row.cut_targets) == (cut, cut_targets)
+    assert trained(row) == runs
+
+
+def test_rows_to_be_answered_have_no_labels() -> None:
+    made = head(train_on="all-answers")
+    (row,) = made.encode(record("ij", None, history=TALK), Talk())
+    assert set(row.labels) == {IGNORE}
+
+
+def test_predictions_begin_behind_the_whole_prompt() -> None:
+    model = tiny_model(TinyBackbone())
+    tokenizer = TinyBackbone().tokenizer
+    talk = record("红 裙", "好 看", history=(("蓝 裙", "不 错"),))
+    answers = []
+    for train_on in ("answer", "all-answers"):
+        made = head(train_on=train_on, max_target_tokens=6)
+        rows = [ptkit.EncodedRow(made.encode(talk, tokenizer)[0], 0)]
+        answers.append(made.predict(model, None, rows))
+    unanswered = record("红 裙", None, history=talk.history)
+    rows = [ptkit.EncodedRow(head().encode(unanswered, tokenizer)[0], 0)]
+    answers.append(head(max_target_tokens=6).predict(model, None, rows))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_contract_holds_with_all_answers() -> None:
+    records = [record(f"裙 {i}", f"这 是 {i}", history=(("裤", "好 看"),) * i) for i in range(4)]
+    made = head(max_target_tokens=6, train_on="all-answers")
+    check_task_head(made, records, unanswered=[record("x", None)], backbone=TinyBackbone())
+
+
+class Merging(Talk):
+    """Takes ``Ac`` and ``d;`` for one token each."""
+
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        spans = [found.span() for found in re.finditer("Ac|d;|.", text)]
+        return [900 if stop - start > 1 else ord(text[start]) for start, stop in spans], spans
+
+    def encode(self, text: str) -> list[int]:
+        return self.offsets(text)[0]
+
+
+def test_tokens_across_the_edge_of_an_answer_are_not_trained_on() -> None:
+    """Where an answer is written, its prompt has ended: such a token can't come there."""
+    talk = record("ij", "kl", history=(("ab", "cxd"),))
+    (row,) = head(train_on="all-answers").encode(talk, Merging())
+    assert row.tokens == (1000, *map(ord, "Qab"), 900, ord("x"), 900, *map(ord, "QijAkl\x02"))
+    assert trained(row) == ["x", "kl\x02"]
+
+
+class OtherIds(Talk):
+    def encode_prompts(self, prompts: object) -> list[list[int]]:
+        return [[*ids, 7] for ids in super().encode_prompts(prompts)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (Letters(), "needs a prompt template in which an earlier answer stands behind its own"),
+        (OtherIds(), r"needs a tokenizer whose prompt_offsets\(\) gives the ids of encode_prompts"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(tokenizer: ptkit.Tokenizer, message: str) -> None:
+    talk = record("ij", "kl", history=TALK)
+    head().encode(talk, tokenizer)
+    with pytest.raises(ptkit.RecipeError, match=message):
+        head(train_on="all-answers").encode(talk, tokenizer)
