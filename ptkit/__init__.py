@@ -1,4 +1,5 @@
-"""ptkit: a data file, a frozen pretrained model, one recipe; a small adapter with proof that it works.
+"""ptkit: a data file, a frozen pretrained model, one recipe; a small adapter with proof that it
+works.
 
 The names in ``__all__`` are the whole public door, together with `ptkit.testing`. They load lazily
 (PEP 562), so that importing ptkit costs nothing.
@@ -64,7 +65,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ptkit.components": (
-        "Backbone Component DatasetFormat LoadedBackbone Loss Metric RowMetric TaskHead Tokenizer Tracker "
+        "Backbone Component DatasetFormat LoadedBackbone Loss Metric RowMetric TaskHead Tokenizer "
+        "Tracker "
         "Transform"
     ),
     "ptkit.engine.adapter": "Adapter load_adapter",
@@ -80,7 +82,8 @@ _HOMES = {
     "ptkit.reading": "read_json_rows",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
-        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo HeadLimits Origin Pair PromptParts "
+        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo HeadLimits Origin Pair "
+        "PromptParts "
         "Record Row RunInfo Sampling"
     ),
     "ptkit.settings": "Settings Source SourcePath",

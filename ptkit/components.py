@@ -221,7 +221,8 @@ class Backbone(Component):
 
     @property
     def variant(self) -> Mapping[str, str]:
-        """What else decides what the weights compute, such as {"rope": "float32"}, defaults included.
+        """What else decides what the weights compute, such as {"rope": "float32"}, defaults
+        included.
 
         Stored in adapters, which are refused where a value differs.
         """

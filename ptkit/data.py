@@ -1,4 +1,5 @@
-"""From files to encoded rows: reading, splitting, transforming, encoding; rows are flat integer arrays."""
+"""From files to encoded rows: reading, splitting, transforming, encoding; rows are flat integer
+arrays."""
 
 from __future__ import annotations
 
@@ -210,7 +211,9 @@ class Part:
 class _Reader:
     """Reads one file: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
 
-    def __init__(self, form: DatasetFormat, key: str, source: SourcePath, limit: int | None) -> None:
+    def __init__(
+        self, form: DatasetFormat, key: str, source: SourcePath, limit: int | None
+    ) -> None:
         self.form, self.key, self.source, self.limit = form, key, source, limit
         self.skipped: list[BadRow] = []
 
@@ -233,15 +236,14 @@ class _Reader:
             raise DataError(*map(str, self.skipped), bad_rows=self.skipped)
         if not found:
             bad = f" ({len(self.skipped)} bad rows were skipped)" if self.skipped else ""
-            raise DataError(
-                f"{self.source.name}: has no rows{bad}; {self.key} needs at least one"
-            )
+            raise DataError(f"{self.source.name}: has no rows{bad}; {self.key} needs at least one")
 
 
 def open_part(
     form: DatasetFormat, name: str, source: SourcePath, limit: int | None, key: str
 ) -> Part:
-    """A part that reads ``source`` when it is streamed; ``key``: the setting that named the file."""
+    """A part that reads ``source`` when it is streamed; ``key``: the setting that named the
+    file."""
     reader = _Reader(form, key, source, limit)
     return Part(name, source, reader, skipped=reader.skipped, sha256=sha256(source))
 
@@ -318,7 +320,8 @@ def _split(train: Part, share: float, limit: int | None, seed: int) -> dict[str,
 def encode_record(
     record: Record, head: TaskHead, tokenizer: Tokenizer, max_tokens: int
 ) -> Sequence[Row]:
-    """The rows of a record. Raises `DataError` for none, or for more tokens than the backbone takes."""
+    """The rows of a record. Raises `DataError` for none, or for more tokens than the backbone
+    takes."""
     return checked_rows(record, head.encode(record, tokenizer), head, max_tokens)
 
 

@@ -92,8 +92,8 @@ PORTABLE = "portable"  # the serialization context that leaves the folders of pa
 class SourceContext:
     """What is needed to find a recipe's sources; handed to pydantic as the validation context.
 
-    ``folder``: what paths are relative to; None: only names of sources are taken, and paths from the
-    command line.
+    ``folder``: what paths are relative to; None: only names of sources are taken, and paths from
+    the command line.
     """
 
     folder: Path | None

@@ -22,9 +22,7 @@ def test_steps_do_not_depend_on_how_the_order_was_used() -> None:
     assert Order(10, 4, seed=4).step(7) != fresh.step(7)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "sizes"), [(1, [4, 4, 2]), (1.5, [4, 4, 4, 3]), (0.01, [1])]
-)
+@pytest.mark.parametrize(("epochs", "sizes"), [(1, [4, 4, 2]), (1.5, [4, 4, 4, 3]), (0.01, [1])])
 def test_epochs_end_the_order(epochs: float, sizes: list[int]) -> None:
     order = Order(10, 4, seed=0, epochs=epochs)
     assert order.steps == len(sizes)
@@ -32,7 +30,9 @@ def test_epochs_end_the_order(epochs: float, sizes: list[int]) -> None:
 
 
 def test_a_step_can_be_larger_than_the_data() -> None:
-    assert sorted(Order(3, 7, seed=0).step(0)) == sorted([0, 1, 2] * 2 + [Order(3, 7, seed=0).step(0)[6]])
+    assert sorted(Order(3, 7, seed=0).step(0)) == sorted(
+        [0, 1, 2] * 2 + [Order(3, 7, seed=0).step(0)[6]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,9 @@ def test_a_step_can_be_larger_than_the_data() -> None:
         ([4, 4], 8, "padded", [[0, 1]]),
     ],
 )
-def test_micro_batches(lengths: list[int], budget: int, layout: str, split: list[list[int]]) -> None:
+def test_micro_batches(
+    lengths: list[int], budget: int, layout: str, split: list[list[int]]
+) -> None:
     groups = [[index] for index in range(len(lengths))]
     assert micro_batches(groups, lengths, budget, layout) == split
 

@@ -48,7 +48,9 @@ class ConsoleReporter(Reporter):
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def progress(self, what: str, done: int, total: int | None, values: Mapping[str, float]) -> None:
+    def progress(
+        self, what: str, done: int, total: int | None, values: Mapping[str, float]
+    ) -> None:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self._console.is_terminal:
             self._show_bar(what, done, total, figures)

@@ -2,8 +2,8 @@
 
 A prefix is a pair of tensors on each attention module (`set_prefix`), not a cache: transformers
 drops ``past_key_values`` under gradient checkpointing, and prefixes looked up by layer index
-recompile every layer. Rows arrive packed into one sequence or padded; a `Layout`, handed through the
-model's forward as the keyword ``ptkit_layout``, says which, and which prefix each row sees. The
+recompile every layer. Rows arrive packed into one sequence or padded; a `Layout`, handed through
+the model's forward as the keyword ``ptkit_layout``, says which, and which prefix each row sees. The
 prefix takes no position: real tokens keep 0, 1, 2, …, and a token sees the whole prefix of its row.
 """
 
@@ -26,7 +26,8 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 def set_prefix(attentions: Iterable[nn.Module], prefix: Sequence[KeyValue] | None) -> None:
-    """Put a layer's prefix on each module: keys and values, [a, g, p, d] for a adapters; None: none."""
+    """Put a layer's prefix on each module: keys and values, [a, g, p, d] for a adapters; None:
+    none."""
     for index, module in enumerate(attentions):
         key, value = (None, None) if prefix is None else prefix[index]
         setattr(module, _KEY, key)

@@ -32,7 +32,8 @@ def pick_device(device: str) -> str:
     available = torch.cuda.is_available()
     if device.startswith("cuda") and not available:
         raise PtkitError(
-            "device 'cuda': torch sees no CUDA GPU here; use --device cpu, or a torch build with CUDA"
+            "device 'cuda': torch sees no CUDA GPU here; use --device cpu, or a torch build with "
+            "CUDA"
         )
     return ("cuda" if available else "cpu") if device == "auto" else device
 
@@ -45,7 +46,8 @@ def pick_dtype(dtype: str, device: str) -> str:
 class Model:
     """The frozen model as heads and the engine use it.
 
-    ``layout``: "packed" lays rows into one sequence, "padded" one row a line; both give the same states.
+    ``layout``: "packed" lays rows into one sequence, "padded" one row a line; both give the same
+    states.
     ``batch_tokens`` bounds rows x (tokens + new tokens) of a batch that is predicted.
     An answer ends at ``eos_id`` or one of ``stop_ids``.
     ``watcher``, if set, gets the key of a prompt and its new token as `generate` decodes.
@@ -94,7 +96,8 @@ class Model:
     # ---------------------------------------------------------------------------------- prefix
 
     def set_prefix(self, prefix: Sequence[KeyValue] | None) -> None:
-        """Use these keys and values, [a, g, p, d] a layer, from now on; None: the untouched model."""
+        """Use these keys and values, [a, g, p, d] a layer, from now on; None: the untouched
+        model."""
         self.prefix = prefix
         cast = None
         if prefix is not None:
@@ -103,7 +106,8 @@ class Model:
 
     @contextmanager
     def using(self, prefix: Sequence[KeyValue] | None) -> Iterator[None]:
-        """Use another prefix, or none, inside a with block; a backward pass belongs inside it too."""
+        """Use another prefix, or none, inside a with block; a backward pass belongs inside it
+        too."""
         before = self.prefix
         self.set_prefix(prefix)
         try:
@@ -154,10 +158,11 @@ class Model:
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """The layers' own training flag, which switches checkpointing on, during a forward pass with gradients.
+        """The layers' own training flag, which switches checkpointing on, during a forward pass
+        with gradients.
 
-        The modules inside them stay in eval mode. Without gradients it stays off: a layer that checkpoints
-        drops its cache, and generation would go on without its past.
+        The modules inside them stay in eval mode. Without gradients it stays off: a layer that
+        checkpoints drops its cache, and generation would go on without its past.
         """
         on = torch.is_grad_enabled()
         for module in self._checkpointed:
@@ -171,7 +176,8 @@ class Model:
     def states(
         self, rows: Sequence[EncodedRow], prefix_of_row: Sequence[int] | None = None
     ) -> States:
-        """The hidden states of ``rows``. ``prefix_of_row`` picks one of several prefixes a row, −1 none."""
+        """The hidden states of ``rows``. ``prefix_of_row`` picks one of several prefixes a row, −1
+        none."""
         tokens = [row.tokens for row in rows]
         types = None
         if any(row.row.token_types for row in rows):
@@ -256,6 +262,4 @@ class Model:
         from ptkit.engine.generate import generate
 
         bound = self.batch_tokens if batch_tokens is None else batch_tokens
-        return generate(
-            self, prompts, sampling, batch_tokens=bound, keys=keys, progress=progress
-        )
+        return generate(self, prompts, sampling, batch_tokens=bound, keys=keys, progress=progress)

@@ -130,6 +130,7 @@ def _check_answered(part: Part, head: TaskHead) -> None:
         shown = unanswered[: DataError.SHOWN_AT_ONCE]
         raise DataError(
             *(f"{origin}: has no answer to compare with" for origin in shown),
-            f"{counted(len(unanswered), 'row')} {'has' if len(unanswered) == 1 else 'have'} no answer; "
+            f"{counted(len(unanswered), 'row')} "
+            f"{'has' if len(unanswered) == 1 else 'have'} no answer; "
             "`ptkit predict` gives such rows one",
         )

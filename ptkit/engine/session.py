@@ -1,4 +1,5 @@
-"""From a recipe to a finished run folder; every stage can be repeated, so a run can be resumed at any of them."""
+"""From a recipe to a finished run folder; every stage can be repeated, so a run can be resumed at
+any of them."""
 
 from __future__ import annotations
 
@@ -111,8 +112,9 @@ def run(
     """Train the adapter that a recipe describes, and show what it is worth.
 
     ``out``: the run folder, by default ``runs/<recipe>-<time>``; ``device``: "auto", "cpu", "cuda";
-    ``resume``: go on in ``out`` from its newest checkpoint, with exactly the result of a run that was
-    never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one stops at once.
+    ``resume``: go on in ``out`` from its newest checkpoint, with exactly the result of a run that
+    was never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one
+    stops at once.
 
     >>> import ptkit
     >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["train.max_steps=20"])
@@ -326,8 +328,12 @@ class _Run(Watcher):
         self.latest["loss" if kind == "train" else kind] = values["loss"]
         order = ("loss", "validation", "untuned")
         shown: dict[str, float] = {k: self.latest[k] for k in order if k in self.latest}
-        validated_next = values["step"] == self.training.total and "validation" in self.prepared.parts
-        if (kind == "train" and not validated_next) or (kind == "validation" and self.progress.ended):
+        validated_next = (
+            values["step"] == self.training.total and "validation" in self.prepared.parts
+        )
+        if (kind == "train" and not validated_next) or (
+            kind == "validation" and self.progress.ended
+        ):
             self.reporter.progress("training", values["step"], self.training.total, shown)
 
     def validate(self) -> float | None:
@@ -364,12 +370,16 @@ class _Run(Watcher):
         found = sorted({store[row].record for row in rows})
         shown = ", ".join(str(origins[index]) for index in found[:20])
         more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-        kind = "rows with such a loss" if error.rows else "no row alone has such a loss; the step's rows"
+        kind = (
+            "rows with such a loss"
+            if error.rows
+            else "no row alone has such a loss; the step's rows"
+        )
         newest = newest_checkpoint(self.checkpoints)
         last = "no checkpoint was written" if newest is None else f"the last good one is {newest}"
         return [
             f"{error}; {kind}: {shown}{more}",
-            f"lower train.learning_rate, or use backbone.dtype = \"float32\" or \"bfloat16\"; {last}",
+            f'lower train.learning_rate, or use backbone.dtype = "float32" or "bfloat16"; {last}',
         ]
 
     # ---------------------------------------------------------------------------------- results
