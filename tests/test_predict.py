@@ -14,12 +14,15 @@ import pytest
 
 import ptkit
 from ptkit import cli
+from ptkit.commands.chat import Chat
 from ptkit.engine import answers, files, predicting
 from ptkit.engine.predicting import predict_file
+from ptkit.engine.scoring import evaluate_file
 from ptkit.engine.stopping import Interrupted
 from ptkit.errors import DataError, PtkitError, RecipeError
 from ptkit.registry import Owner, Registry
 from ptkit.reporter import Reporter
+from ptkit.testing import TinyBackbone
 
 MakeAdapter = Callable[..., Path]
 COLOURS = ["红色", "蓝色", "白色", "黑色", "紫色"]
@@ -227,6 +230,31 @@ def test_transforms_of_the_test_rows_are_said_to_be_left_out(
     assert said.warnings == [
         "transform 'same' of the recipe is not applied to rows that are predicted"
     ]
+
+
+def test_a_base_that_is_rounded_otherwise_is_warned_of_everywhere(
+    job: Job,
+    adapter: Path,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(TinyBackbone, "quantization", "int8")
+    text = (
+        f"{adapter}: was made on a base with quantization none, here it is int8: answers may differ"
+    )
+    said = Said()
+    job(reporter=said)
+    assert said.warnings == [text]
+    said = Said()
+    data = tmp_path / "validation.json"
+    evaluate_file(adapter, data, device="cpu", registry=registry, reporter=said)
+    assert said.warnings == [text]
+    tuned = ptkit.load("tiny", adapter, registry=registry, device="cpu")
+    assert tuned.warnings == (text,)
+    Chat(tuned, interactive=False).introduce()
+    assert f"warning: {text}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- stops

@@ -91,6 +91,8 @@ class Chat:
         self._note(
             f"{backbone.name} {backbone.settings.source.name}{with_it}, {dtype} on {model.device}"
         )
+        for text in self.tuned.warnings:
+            self._note(f"warning: {text}")
         if self.interactive:
             self._note("/help lists what else can be said; Ctrl-D ends")
 

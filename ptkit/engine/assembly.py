@@ -29,6 +29,8 @@ class Assembly:
     metrics: tuple[Metric, ...] = ()
     transforms: tuple[Transform, ...] = ()
     seed: int = 0
+    warnings: tuple[str, ...] = ()
+    """What of the base is not as it was when the adapter was trained, and may change answers."""
 
 
 def assemble(
@@ -68,7 +70,7 @@ def assemble(
     made = backbone if isinstance(backbone, Backbone) else _one(chosen["backbone"], Backbone)
     if adapter is None:
         return Assembly(made)
-    adapter.check_fits(made)
+    warnings = tuple(adapter.check_fits(made))
     head = _one(chosen["task"], TaskHead, labels=adapter.labels)
     form = _one(chosen["dataset"], DatasetFormat) if data is not None else None
     metrics = [_made(choice, Metric) for choice in chosen.get("metrics", ())]
@@ -81,7 +83,7 @@ def assemble(
         if "test" in (transform := _made(choice, Transform)).on
     ]
     seed = _table(adapter, "train").get("seed", 0)
-    return Assembly(made, head, form, tuple(metrics), tuple(transforms), seed)
+    return Assembly(made, head, form, tuple(metrics), tuple(transforms), seed, warnings)
 
 
 def backbone_of(

@@ -1,4 +1,5 @@
-"""Frozen linear layers with weights of 8 or 4 bits and a scale a row, made again where they are used.
+"""Frozen linear layers with weights of 8 or 4 bits and a scale a row, made again where they are
+used.
 
 The packing is that of ChatGLM2's published checkpoints. For a weight of n rows and k columns:
 int8 [n, k], or int4 [n, k / 2] with column 2j in the high and 2j + 1 in the low four bits, two's
@@ -54,15 +55,16 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
-        weight = dequantize_rows(*ctx.saved_tensors, ctx.bits, gradient.dtype)
+        codes, scale = ctx.saved_tensors
+        weight = dequantize_rows(codes, scale, ctx.bits, gradient.dtype)
         return gradient @ weight, None, None, None, None
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer that is never trained; use `Int8Linear` or `Int4Linear`.
 
-    ``weight``: int8, packed; ``weight_scale``: float32 [n]; ``bias``: [n] or None. All are parameters
-    without a gradient, and the layer passes the gradient on to its input.
+    ``weight``: int8, packed; ``weight_scale``: float32 [n]; ``bias``: [n] or None. All are
+    parameters without a gradient, and the layer passes the gradient on to its input.
     """
 
     NUMBERS_AT_ONCE: ClassVar[int] = 2**24  # of a weight, while it is quantised
@@ -89,9 +91,7 @@ class QuantizedLinear(nn.Module):
     def empty(cls, in_features: int, out_features: int, *, bias: bool) -> Self:
         """A layer whose values are still to be set."""
         weight = torch.empty(out_features, in_features * cls.bits // 8, dtype=torch.int8)
-        return cls(
-            weight, torch.empty(out_features), torch.empty(out_features) if bias else None
-        )
+        return cls(weight, torch.empty(out_features), torch.empty(out_features) if bias else None)
 
     @staticmethod
     def of(bits: int) -> type[QuantizedLinear]:

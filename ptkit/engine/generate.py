@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from ptkit.engine.model import Model
 
 
-def batches(
-    lengths: Sequence[int], new_tokens: int, batch_tokens: int
-) -> Iterator[list[int]]:
-    """Indices of prompts to decode together: longest first, rows x (longest + new) within the budget."""
+def batches(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts to decode together: longest first, rows x (longest + new) within the
+    budget."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         widest = lengths[batch[0] if batch else index] + new_tokens
@@ -42,12 +41,14 @@ def generate(
     keys: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """The continuation of each prompt up to eos (left out) or ``max_new_tokens``, in the prompts' order.
+    """The continuation of each prompt up to eos (left out) or ``max_new_tokens``, in the prompts'
+    order.
 
-    Greedy and sampled draws of a row depend on the row alone, not on its batch, up to float rounding.
+    Greedy and sampled draws of a row depend on the row alone, not on its batch, up to float
+    rounding.
     ``keys``: what tells rows' draws apart besides the seed; default: their index in ``prompts``.
-    ``batch_tokens`` bounds rows x (prompt + new tokens) of a batch; ``progress`` is called with the number
-    of rows that were finished since the last call.
+    ``batch_tokens`` bounds rows x (prompt + new tokens) of a batch; ``progress`` is called with the
+    number of rows that were finished since the last call.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt needs at least one token")
@@ -57,7 +58,9 @@ def generate(
     for batch in batches(lengths, sampling.max_new_tokens, batch_tokens):
         for index, answer in zip(
             batch,
-            _decode(model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, progress),
+            _decode(
+                model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, progress
+            ),
             strict=True,
         ):
             answers[index] = answer
@@ -133,7 +136,8 @@ def _generator(seed: int, key: int) -> torch.Generator:
 
 
 def pick(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:
-    """The next token [b] for logits [b, v]: the best one, or one drawn with each row's own generator."""
+    """The next token [b] for logits [b, v]: the best one, or one drawn with each row's own
+    generator."""
     if not sampling.temperature:
         return logits.argmax(-1)
     scores, order = (logits / sampling.temperature).sort(dim=-1, descending=True, stable=True)

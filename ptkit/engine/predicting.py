@@ -79,11 +79,15 @@ def predict_file(
         reporter.warning(
             f"transform {name!r} of the recipe is not applied to rows that are predicted"
         )
+    for text in parts.warnings:
+        reporter.warning(text)
     place = pick_device(device)
     job = {
         "adapter": adapter.checksum,
         "adapter on": enabled,
         "base model": parts.backbone.fingerprint,
+        "variant": dict(parts.backbone.variant),
+        "quantization": parts.backbone.quantization,
         "input": settings.train.name,
         "input sha256": sha256(settings.train),
         "dataset": {"kind": parts.form.name, **_without_source(dump(settings))},

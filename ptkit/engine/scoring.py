@@ -82,6 +82,8 @@ def evaluate_file(
     form, head = parts.form, parts.head
     assert form is not None
     assert head is not None
+    for text in parts.warnings:
+        reporter.warning(text)
     if not parts.metrics:
         raise PtkitError(
             "the recipe names no metric and the dataset format has none; "

@@ -50,12 +50,14 @@ class Tuned:
         adapter: Adapter | None,
         head: TaskHead | None,
         module: nn.Module | None,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.backbone = backbone
         self.model = model
         self.adapter = adapter
         self.head = head
         self.module = module
+        self.warnings = tuple(warnings)  # what may make answers differ from those of the run
         self.enabled = adapter is not None
 
     @classmethod
@@ -66,7 +68,7 @@ class Tuned:
         if parts.head is not None and adapter is not None:
             module = build_head(parts.head, parts.backbone, model, seed=0)
             adapter.load_head(parts.head, module)
-        return cls(parts.backbone, model, adapter, parts.head, module)
+        return cls(parts.backbone, model, adapter, parts.head, module, parts.warnings)
 
     @property
     def enabled(self) -> bool:

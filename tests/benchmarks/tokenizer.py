@@ -73,11 +73,16 @@ def main() -> None:
     sample = tokenizer.encode_batch(texts[:: max(1, len(texts) // 5000)])
     mean = sum(map(len, sample)) / len(sample)
     print(f"{options.rows:,} rows, {mean:.0f} tokens a text, {os.cpu_count()} CPU cores")
-    timed("sentencepiece alone, one thread", lambda: tokenizer._processor.encode(texts, num_threads=1))
+    timed(
+        "sentencepiece alone, one thread", lambda: tokenizer._processor.encode(texts, num_threads=1)
+    )
     timed("sentencepiece alone, all cores", lambda: tokenizer._processor.encode(texts))
     timed("Tokenizer.encode, text by text", lambda: [tokenizer.encode(text) for text in texts])
     seconds = timed("Tokenizer.encode_prompts, encode_batch", encode_all)
-    timed("into training rows, cut to 64 / 128 tokens", lambda: encode_part(part, head, tokenizer, 8192))
+    timed(
+        "into training rows, cut to 64 / 128 tokens",
+        lambda: encode_part(part, head, tokenizer, 8192),
+    )
     if options.rows >= 100_000 and seconds >= LIMIT:
         sys.exit(f"encoding must take less than {LIMIT:.0f} s")
 

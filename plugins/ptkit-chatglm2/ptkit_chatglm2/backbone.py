@@ -37,7 +37,8 @@ class ChatGLM2(ptkit.Backbone):
 
     @cached_property
     def config(self) -> ChatGLM2Config:
-        """Raises `ptkit.CheckpointError` for what can't be used, and where a setting contradicts."""
+        """Raises `ptkit.CheckpointError` for what can't be used, and where a setting
+        contradicts."""
         config = read_config(self.settings.source.path)
         own, chosen = config.quantization, self.settings.quantization
         if own != "none" and chosen not in ("none", own):

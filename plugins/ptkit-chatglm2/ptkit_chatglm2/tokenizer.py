@@ -1,4 +1,5 @@
-"""The published tokenizers of ChatGLM2 and ChatGLM3, from ``tokenizer.model`` by sentencepiece; no torch, no remote code."""
+"""The published tokenizers of ChatGLM2 and ChatGLM3, from ``tokenizer.model`` by sentencepiece; no
+torch, no remote code."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
 
 @dataclass(frozen=True, slots=True)
 class Turns(ptkit.PromptParts):
-    """A prompt whose roles are control tokens, which no text can stand for; its text is for reading.
+    """A prompt whose roles are control tokens, which no text can stand for; its text is for
+    reading.
 
     ``history``: earlier queries with their answers.
     """

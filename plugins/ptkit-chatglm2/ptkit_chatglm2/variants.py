@@ -1,4 +1,5 @@
-"""Which of the published models a folder holds, where their code differs: the prompt, long positions.
+"""Which of the published models a folder holds, where their code differs: the prompt, long
+positions.
 
 ChatGLM2 (and CodeGeeX2) and ChatGLM3 have the same tensors and the same ``model_type``. What tells
 them apart is what stands beside the weights; it is read as text, and never executed.

@@ -172,7 +172,8 @@ def check_names(folder: Path, found: set[str], expected: set[str]) -> None:
 
 
 def check_shapes(folder: Path, config: ChatGLM2Config, getters: Mapping[str, Getter]) -> None:
-    """Raise `ptkit.CheckpointError` for tensors of another shape or type. No weight is read for it."""
+    """Raise `ptkit.CheckpointError` for tensors of another shape or type. No weight is read for
+    it."""
     import torch
 
     problems = []
