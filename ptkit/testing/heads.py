@@ -272,6 +272,13 @@ def _check_order(
                 f"encode() of the record from {records[index].origin} gives other rows when it "
                 "comes after others; keep no state between rows"
             )
+    batch = subject.call("encode_batch()", lambda: used.encode_batch(list(records), tokenizer))
+    alone = [[store[i].row for i in store.rows_of(index)] for index in range(len(records))]
+    if not same(batch, alone):
+        raise subject.fault(
+            "encode_batch() must give the rows of encode() for every record, in order; "
+            "a class that overrides one of them overrides both"
+        )
 
 
 # ------------------------------------------------------------------------------------ predictions

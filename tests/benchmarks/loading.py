@@ -145,7 +145,8 @@ def main() -> None:
         started = time.perf_counter()
         size = write(folder, scale, options.format)
         print(
-            f"{size / 1e9:.1f} GB of {options.format} written in {time.perf_counter() - started:.0f} s"
+            f"{size / 1e9:.1f} GB of {options.format} written in "
+            f"{time.perf_counter() - started:.0f} s"
         )
         rows, failed = [], False
         for name, quantization in WAYS.items():

@@ -61,6 +61,16 @@ def test_rows_that_end_leave_the_batch(model: Model) -> None:
     assert sum(finished) == len(PROMPTS)
 
 
+def test_other_ids_may_end_an_answer_too(model: Model) -> None:
+    whole = model.generate(PROMPTS, Sampling(max_new_tokens=12))
+    stop = whole[2][3]
+    model.stop_ids = (stop,)
+    for answer, longer in zip(
+        model.generate(PROMPTS, Sampling(max_new_tokens=12)), whole, strict=True
+    ):
+        assert answer == (longer[: longer.index(stop)] if stop in longer else longer)
+
+
 def test_an_answer_may_be_empty(model: Model) -> None:
     model.eos_id = model.generate(PROMPTS[:1], Sampling(max_new_tokens=1))[0][0]
     assert model.generate(PROMPTS[:1], Sampling(max_new_tokens=5)) == [[]]

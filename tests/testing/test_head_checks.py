@@ -481,6 +481,20 @@ def test_records_of_another_type() -> None:
         check_task_head(Mood(Mood.Settings()), [record])
 
 
+class Reversed(Mood):
+    def encode_batch(self, records: Any, tokenizer: Any) -> Any:
+        return super().encode_batch(records, tokenizer)[::-1]
+
+
+def test_a_batch_with_other_rows() -> None:
+    records = [
+        MoodRecord(ptkit.Origin("moods", 1), "a good day", "good"),
+        MoodRecord(ptkit.Origin("moods", 2), "a very bad day", "bad"),
+    ]
+    with pytest.raises(AssertionError, match="encode_batch\\(\\) must give the rows of encode"):
+        check_task_head(Reversed(Reversed.Settings()), records)
+
+
 def test_no_records() -> None:
     with pytest.raises(AssertionError, match="needs at least one record"):
         check_task_head(Mood(Mood.Settings()), [])

@@ -1,0 +1,77 @@
+"""What a backbone says of itself: notes and progress in a run, its variant in adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from ptkit.components import LoadedBackbone, LoadProgress
+from ptkit.engine.adapter import load_adapter
+from ptkit.engine.session import load_model, run
+from ptkit.errors import CheckpointError
+from ptkit.recipe import Recipe
+from ptkit.testing import TinyBackbone
+
+from .recording import RecordingReporter
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class Told(RecordingReporter):
+    """Also keeps the progress of loading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[tuple[int, int | None]] = []
+
+    def progress(
+        self, what: str, done: int, total: int | None, values: Mapping[str, float]
+    ) -> None:
+        if what == "loading":
+            self.loaded.append((done, total))
+
+
+load_tiny = TinyBackbone.load
+
+
+def load_in_two(
+    self: TinyBackbone, device: str, dtype: str, progress: LoadProgress | None = None
+) -> LoadedBackbone:
+    for done in (1, 2):
+        if progress is not None:
+            progress(done, 2)
+    return load_tiny(self, device, dtype)
+
+
+def test_a_run_shows_notes_and_loading(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyBackbone, "notes", ["the weights are random", "the words are few"])
+    monkeypatch.setattr(TinyBackbone, "load", load_in_two)
+    reporter = Told()
+    run(make_recipe(), out=tmp_path / "run", device="cpu", reporter=reporter)
+    place = next(i for i, text in enumerate(reporter.stages) if text.startswith("backbone: "))
+    assert reporter.stages[place + 1 : place + 3] == TinyBackbone.notes
+    assert reporter.loaded == [(1, 2), (2, 2)]
+
+
+def test_the_tokenizers_stop_ids_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = TinyBackbone()
+    backbone.tokenizer.stop_ids = (7, 9)
+    assert load_model(backbone, "cpu").stop_ids == (7, 9)
+
+
+def test_an_adapter_remembers_the_variant(
+    make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyBackbone, "variant", {"rope": "half", "prompt": "plain"})
+    folder = make_adapter()
+    adapter = load_adapter(folder)
+    backbone = TinyBackbone(TinyBackbone.Settings(words=(), buckets=61))
+    monkeypatch.setattr(TinyBackbone, "fingerprint", adapter.manifest["backbone"]["fingerprint"])
+    backbone.tokenizer.__class__.fingerprint  # noqa: B018
+    mine = adapter.manifest["backbone"]
+    assert mine["variant"] == {"rope": "half", "prompt": "plain"}
+    assert mine["quantization"] == "none"
