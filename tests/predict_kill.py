@@ -86,11 +86,12 @@ def main() -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.Signals[f"SIG{options.signal}"])
         said, _ = process.communicate()
+        if killed.exists():
+            print(f"stop {number}: came too late, the job was done", flush=True)
+            break
         kept = growing.read_bytes().count(b"\n") if growing.exists() else 0
         last = said.splitlines()[-1] if options.signal != "KILL" else ""
         print(f"stop {number}: {kept:,} lines are on the disk  {last}".rstrip(), flush=True)
-        if killed.exists():
-            break
     if not killed.exists():
         closing = finish(killed)
         print(f"continued: {closing}")

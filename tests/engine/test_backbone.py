@@ -57,21 +57,25 @@ def test_a_run_shows_notes_and_loading(
     assert reporter.loaded == [(1, 2), (2, 2)]
 
 
-def test_the_tokenizers_stop_ids_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizers_stop_ids_reach_the_model() -> None:
     backbone = TinyBackbone()
     backbone.tokenizer.stop_ids = (7, 9)
     assert load_model(backbone, "cpu").stop_ids == (7, 9)
 
 
-def test_an_adapter_remembers_the_variant(
-    make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_an_adapter_is_refused_on_another_variant(
+    make_recipe: MakeRecipe, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TinyBackbone, "variant", {"rope": "half", "prompt": "plain"})
+    """Only values that both sides give are compared: a plugin may add one later."""
+    monkeypatch.setattr(TinyBackbone, "variant", {"rope": "half", "prompt": "plain", "old": "x"})
     folder = make_adapter()
-    adapter = load_adapter(folder)
-    backbone = TinyBackbone(TinyBackbone.Settings(words=(), buckets=61))
-    monkeypatch.setattr(TinyBackbone, "fingerprint", adapter.manifest["backbone"]["fingerprint"])
-    backbone.tokenizer.__class__.fingerprint  # noqa: B018
-    mine = adapter.manifest["backbone"]
-    assert mine["variant"] == {"rope": "half", "prompt": "plain"}
-    assert mine["quantization"] == "none"
+    adapter, backbone = load_adapter(folder), make_recipe().backbone.create()
+    assert adapter.manifest["backbone"]["variant"] == TinyBackbone.variant
+    monkeypatch.setattr(TinyBackbone, "variant", {"rope": "float32", "prompt": "plain", "new": "y"})
+    with pytest.raises(CheckpointError) as refused:
+        adapter.check_fits(backbone)
+    assert refused.value.lines == (
+        f'{folder}: was made with backbone.rope = "half", but here it is "float32"',
+    )
+    monkeypatch.setattr(TinyBackbone, "variant", {"rope": "half", "new": "y"})
+    assert adapter.check_fits(backbone) == []

@@ -487,12 +487,8 @@ class Reversed(Mood):
 
 
 def test_a_batch_with_other_rows() -> None:
-    records = [
-        MoodRecord(ptkit.Origin("moods", 1), "a good day", "good"),
-        MoodRecord(ptkit.Origin("moods", 2), "a very bad day", "bad"),
-    ]
     with pytest.raises(AssertionError, match="encode_batch\\(\\) must give the rows of encode"):
-        check_task_head(Reversed(Reversed.Settings()), records)
+        check_task_head(Reversed(Reversed.Settings()), RECORDS)
 
 
 def test_no_records() -> None:
