@@ -224,6 +224,7 @@ def _estimates(
                 device=device,
                 dtype=chosen if chosen in BYTES else default,
                 checkpointing=checkpointing,
+                quantization=backbone.quantization,
             )
             for checkpointing in (False, True)
         ]

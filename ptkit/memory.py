@@ -22,6 +22,10 @@ token: the states and their gradient). The loss works on three float32 copies of
 many tokens as it takes at once. That is over before the backward pass through the layers begins,
 so only the larger of the two counts.
 
+Of a quantised base, the linears of every layer take half a byte or a byte a number and a float32
+scale a row; embeddings, LM head and norms stay in the backbone's type. A layer works on the largest
+of them made again (2·f·h numbers of e + 2 bytes).
+
 The adapter is float32: weights, gradients and AdamW's two averages take 4 bytes a number each;
 the prefix's keys and values are made once a step, with a gradient in float32 and a copy in the
 backbone's type.
@@ -37,6 +41,7 @@ from ptkit.batching import LOGITS_AT_ONCE
 from ptkit.records import Geometry
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BITS = {"int8": 8, "int4": 4}  # of a number of a quantised linear
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,20 @@ def saved_bytes(
     return kept + (mask_bytes(batch, prefix, size, device) if shape.causal else 0)
 
 
+def weight_bytes(geometry: Geometry, size: int, quantization: str = "none") -> int:
+    """What the frozen weights take; ``size``: bytes of a number that is not quantised."""
+    shape, h = geometry, geometry.hidden_size
+    if quantization not in BITS:
+        return size * shape.parameters
+    f, gated = mlp_shape(shape)
+    width, keys = shape.heads * shape.head_size, shape.kv_groups * shape.head_size
+    matrices = 3 if gated else 2
+    numbers = shape.layers * h * (2 * width + 2 * keys + matrices * f)
+    rows = shape.layers * (width + 2 * keys + h + (matrices - 1) * f + h)
+    rest = shape.parameters - numbers
+    return size * rest + numbers * BITS[quantization] // 8 + 4 * rows
+
+
 def estimate(
     geometry: Geometry,
     batch: MicroBatch,
@@ -145,10 +164,14 @@ def estimate(
     device: str,
     dtype: str,
     checkpointing: bool,
+    quantization: str = "none",
 ) -> Memory:
     """The peak of a training step whose largest micro-batch is ``batch``."""
     size, shape, h = BYTES[dtype], geometry, geometry.hidden_size
-    layer = 3 * size * batch.tokens * mlp_shape(shape)[0]
+    width = mlp_shape(shape)[0]
+    layer = 3 * size * batch.tokens * width
+    if quantization in BITS:
+        layer += (size + 2) * 2 * width * h
     if checkpointing:
         layer += layer_bytes(shape, batch, prefix, size, device)
     saved = saved_bytes(shape, batch, prefix, size, device, checkpointing=checkpointing)
@@ -157,7 +180,7 @@ def estimate(
         device,
         dtype,
         checkpointing,
-        weights=size * shape.parameters,
+        weights=weight_bytes(shape, size, quantization),
         adapter=4 * trainable + (8 + size) * shape.prefix_parameters(prefix),
         optimizer=12 * trainable,
         activations=saved + size * h * (batch.tokens + 2 * batch.targets),

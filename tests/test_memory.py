@@ -22,6 +22,7 @@ from ptkit.memory import (
     mlp_shape,
     prefix_parameters,
     saved_bytes,
+    weight_bytes,
 )
 from ptkit.records import IGNORE, EncodedRow, Geometry, Row
 from ptkit.testing import TinyBackbone, tiny_model
@@ -238,3 +239,34 @@ def test_the_largest_micro_batch() -> None:
     small, long, many = MicroBatch((9, 9)), MicroBatch((30, 2)), MicroBatch((12, 12, 12))
     assert largest([small, long, many], CHATGLM2, 4, "cpu") == many
     assert largest([small, long, many], CHATGLM2, 4, "cuda") == long
+
+
+def test_a_quantised_base_takes_its_bits() -> None:
+    """ChatGLM2-6B: 3.92 GB in int4, as the published checkpoint and the loaded weights do."""
+    published = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
+    linears = 28 * 4096 * (4096 + 512 + 4096 + 3 * 13696)
+    rows = 28 * (4096 + 512 + 4096 + 2 * 13696 + 4096)
+    rest = 6_243_584_000 - linears
+    assert weight_bytes(published, 2, "int4") == 2 * rest + linears // 2 + 4 * rows
+    assert weight_bytes(published, 2, "int8") == 2 * rest + linears + 4 * rows
+    assert weight_bytes(published, 2) == 12_487_168_000
+    assert weight_bytes(published, 2, "int4") / 1e9 == pytest.approx(3.92, abs=0.02)
+
+
+def test_quantised_layers_are_made_again_while_they_work() -> None:
+    published = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
+    found = [
+        estimate(
+            published,
+            MicroBatch((120,) * 16, 1200),
+            prefix=128,
+            trainable=1_835_008,
+            device="cuda",
+            dtype="bfloat16",
+            checkpointing=True,
+            quantization=quantization,
+        )
+        for quantization in ("none", "int4")
+    ]
+    assert found[1].layer - found[0].layer == 4 * 2 * 13696 * 4096
+    assert found[1].activations == found[0].activations
