@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     )
     from ptkit.hookspecs import hookimpl
     from ptkit.interchange import AdapterFormat
+    from ptkit.jsonrows import (
+        BadValueError,
+        JsonRowsFormat,
+        row_text,
+        row_value,
+        shown_keys,
+        shown_value,
+    )
     from ptkit.reading import read_json_rows
     from ptkit.recipe import Recipe
     from ptkit.records import (
@@ -79,6 +87,7 @@ _HOMES = {
     "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError suggestion",
     "ptkit.hookspecs": "hookimpl",
     "ptkit.interchange": "AdapterFormat",
+    "ptkit.jsonrows": "BadValueError JsonRowsFormat row_text row_value shown_keys shown_value",
     "ptkit.reading": "read_json_rows",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
@@ -96,6 +105,7 @@ __all__ = [
     "AdapterFormat",
     "Backbone",
     "BadRow",
+    "BadValueError",
     "CheckpointError",
     "Component",
     "DataError",
@@ -107,6 +117,7 @@ __all__ = [
     "HeadLimits",
     "Int4Linear",
     "Int8Linear",
+    "JsonRowsFormat",
     "LoadedBackbone",
     "Loss",
     "Metric",
@@ -139,7 +150,11 @@ __all__ = [
     "load_adapter",
     "quantize_rows",
     "read_json_rows",
+    "row_text",
+    "row_value",
     "run",
+    "shown_keys",
+    "shown_value",
     "suggestion",
     "token_loss",
 ]

@@ -86,9 +86,9 @@ def test_history_is_not_looked_at_unless_asked_for(read):
 
 def test_rows_to_be_predicted_need_no_response():
     origin = Origin("x.json", 1)
-    assert adgen().make_record(origin, {"content": "c"}, answered=False) == record(1, "c", None)
+    assert adgen().make(origin, {"content": "c"}, answered=False) == record(1, "c", None)
     row = {"content": "c", "summary": None}
-    assert adgen().make_record(origin, row, answered=False) == record(1, "c", None)
+    assert adgen().make(origin, row, answered=False) == record(1, "c", None)
 
 
 EMPTY = 'give it a text, or drop such rows with dataset.on_bad_row = "skip"'

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from ptkit import DatasetFormat, GenerationRecord, Origin
-from ptkit_qa.rows import BadValueError, RowsFormat, got, text
+from ptkit import (
+    BadValueError,
+    GenerationRecord,
+    JsonRowsFormat,
+    Origin,
+    Record,
+    row_text,
+    shown_value,
+)
 
 
-class InstructionFormat(RowsFormat):
+class InstructionFormat(JsonRowsFormat):
     """The prompt is the instruction; an input goes behind it, on a line of its own.
 
     Worked example, with the default columns::
@@ -21,8 +28,9 @@ class InstructionFormat(RowsFormat):
     """
 
     name = "instruction"
+    record: ClassVar[type[Record]] = GenerationRecord
 
-    class Settings(DatasetFormat.Settings):
+    class Settings(JsonRowsFormat.Settings):
         instruction_column: str = "instruction"
         """The key of what is to be done."""
         input_column: str = "input"
@@ -34,14 +42,14 @@ class InstructionFormat(RowsFormat):
 
     def make(self, origin: Origin, row: Mapping[str, Any], *, answered: bool) -> GenerationRecord:
         settings = self.settings
-        prompt = text(row, "instruction_column", settings.instruction_column)
+        prompt = row_text(row, "instruction_column", settings.instruction_column)
         given = row.get(settings.input_column)
         if given is not None and not isinstance(given, str):
             raise BadValueError(
-                f"key {settings.input_column!r} must be a string, got {got(given)}; "
+                f"key {settings.input_column!r} must be a string, got {shown_value(given)}; "
                 "mend the row, or set dataset.input_column to a column of texts"
             )
         if given is not None and given.strip():
             prompt = f"{prompt}\n{given}"
-        response = text(row, "output_column", settings.output_column) if answered else None
+        response = row_text(row, "output_column", settings.output_column) if answered else None
         return GenerationRecord(origin=origin, prompt=prompt, response=response)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
-from ptkit import DatasetFormat, GenerationRecord, Origin, suggestion
-from ptkit_qa.rows import SKIP, BadValueError, RowsFormat, got, listed, value
+from ptkit import (
+    BadValueError,
+    GenerationRecord,
+    JsonRowsFormat,
+    Origin,
+    Record,
+    row_value,
+    shown_keys,
+    shown_value,
+    suggestion,
+)
+
+SKIP = 'or drop such rows with dataset.on_bad_row = "skip"'
 
 
 class _Message(NamedTuple):
@@ -16,7 +27,7 @@ class _Message(NamedTuple):
     content: str
 
 
-class MessagesFormat(RowsFormat):
+class MessagesFormat(JsonRowsFormat):
     """The last answer is the response, its question the prompt, the turns before them the history.
 
     Worked example, with the default names::
@@ -34,8 +45,9 @@ class MessagesFormat(RowsFormat):
     """
 
     name = "messages"
+    record: ClassVar[type[Record]] = GenerationRecord
 
-    class Settings(DatasetFormat.Settings):
+    class Settings(JsonRowsFormat.Settings):
         messages_column: str = "messages"
         """The key of the list of messages."""
         role_key: str = "role"
@@ -101,10 +113,10 @@ class MessagesFormat(RowsFormat):
 
     def _messages(self, row: Mapping[str, Any]) -> list[_Message]:
         key = self.settings.messages_column
-        found = value(row, "messages_column", key)
+        found = row_value(row, "messages_column", key)
         if not isinstance(found, list):
             raise BadValueError(
-                f"key {key!r} must be a list of messages, got {got(found)}; "
+                f"key {key!r} must be a list of messages, got {shown_value(found)}; "
                 "mend the row, or set dataset.messages_column"
             )
         if not found:
@@ -117,7 +129,7 @@ class MessagesFormat(RowsFormat):
         if not isinstance(message, dict):
             raise BadValueError(
                 f"{where} must be an object with {settings.role_key!r} and "
-                f"{settings.content_key!r}, got {got(message)}; mend the row"
+                f"{settings.content_key!r}, got {shown_value(message)}; mend the row"
             )
         texts = []
         for setting, key in (
@@ -126,12 +138,12 @@ class MessagesFormat(RowsFormat):
         ):
             if key not in message:
                 raise BadValueError(
-                    f"{where}: key {key!r} is missing (it has: {listed(message)}); "
+                    f"{where}: key {key!r} is missing (it has: {shown_keys(message)}); "
                     f"set dataset.{setting}"
                 )
             if not isinstance(message[key], str):
                 raise BadValueError(
-                    f"{where}: key {key!r} must be a string, got {got(message[key])}; "
+                    f"{where}: key {key!r} must be a string, got {shown_value(message[key])}; "
                     f"mend the row, or set dataset.{setting}"
                 )
             texts.append(message[key])
