@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -166,7 +167,8 @@ def load_adapter(path: str | Path) -> Adapter:
         geometry = Geometry(
             **manifest["backbone"]["geometry"], heads=0, max_positions=0, parameters=0
         )
-        prefix = PrefixEncoder(geometry, **manifest["prefix"])
+        with torch.device("meta"):  # no memory until its shapes are known to be the file's
+            prefix = PrefixEncoder(geometry, **manifest["prefix"])
         files, task = dict(manifest["files"]), manifest["task"]
         if not isinstance(task["kind"], str) or not isinstance(task["labels"], list):
             raise TypeError("task.kind must be a string, task.labels a list")
@@ -188,7 +190,7 @@ def load_adapter(path: str | Path) -> Adapter:
         raise CheckpointError(
             f"{folder / PREFIX}: doesn't match {MANIFEST}: expected {wanted}, got {got}"
         )
-    prefix.load_state_dict(tensors[PREFIX])
+    prefix.load_state_dict(tensors[PREFIX], assign=True)
     prefix.requires_grad_(False)
     return Adapter(manifest, prefix, tensors.get(HEAD, {}), folder)
 

@@ -386,3 +386,17 @@ def test_settings_can_be_changed_but_not_everything(
     assert refused.value.lines == ("--set train: can't be changed here; what can: backbone, task",)
     with pytest.raises(RecipeError, match=r"task.max_target_tokens: .* \(given by --set\)"):
         load("tiny", folder, registry=registry, overrides=["task.max_target_tokens=0"])
+
+
+def test_an_absurd_length_takes_no_memory(make_adapter: Callable[..., Path]) -> None:
+    """A prefix of ten billion virtual tokens would be terabytes."""
+    folder = make_adapter()
+    path = folder / "adapter.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["prefix"]["length"] = 10**10
+    del manifest["checksum"]
+    path.write_text(json.dumps({**manifest, "checksum": checksum(manifest)}), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"doesn't match adapter\.json: expected .*10000000000"
+    ):
+        ptkit.load_adapter(folder)
