@@ -6,16 +6,12 @@ from pathlib import Path
 
 import click
 
+from ptkit.commands import options
+
 
 @click.command(name="check")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting, such as --set train.max_steps=50; the value is written as in TOML.",
-)
+@options.recipe_overrides
 @click.option(
     "--rows",
     type=click.IntRange(min=0),

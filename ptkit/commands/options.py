@@ -20,6 +20,13 @@ backbone = click.option(
 no_adapter = click.option(
     "--no-adapter", is_flag=True, help="Leave the adapter off: the base model alone."
 )
+recipe_overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting, such as --set train.max_steps=50; the value is written as in TOML.",
+)
 overrides = click.option(
     "--set",
     "overrides",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ptkit.commands import options
+
 
 @click.command(name="run")
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -14,20 +16,8 @@ import click
     type=click.Path(path_type=Path),
     help="Folder for the results; runs/RECIPE-TIME if not given.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the model runs; auto takes a GPU if there is one.",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting, such as --set train.max_steps=50; the value is written as in TOML.",
-)
+@options.device
+@options.recipe_overrides
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --out from its newest checkpoint."
 )

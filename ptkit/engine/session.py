@@ -173,7 +173,9 @@ class _Run(Watcher):
             self._load()
             self._open_folder()
             hooks.ptkit_before_run(run=self.info)
-            before = self._answer("untuned")
+            before = self._answer("untuned")  # with a head as it starts, in a resumed run too
+            self._measure_untuned()
+            self._restore()
             self._train()
             self._save_adapter()
             scores = self._score(before)
@@ -269,10 +271,7 @@ class _Run(Watcher):
             total,
             make_optimizer(self.trainable, settings),
         )
-        if checkpoint is not None:
-            load_trainable(checkpoint, self.trainable)
-            load_optimizer(checkpoint, self.trainable, self.training.optimizer)
-            self.reporter.stage(f"resumed from {checkpoint.name}, {total:,} steps in all")
+        self.checkpoint = checkpoint
         self.tracking = Tracking(
             self.folder / EVENTS,
             self.prepared.trackers,
@@ -283,17 +282,30 @@ class _Run(Watcher):
 
     # ---------------------------------------------------------------------------------- training
 
+    def _measure_untuned(self) -> None:
+        """The validation loss without a prefix, for comparison."""
+        validation = self.prepared.parts.get("validation")
+        if validation is None:
+            return
+        untuned = self._validation_loss(validation)
+        self.latest["untuned"] = untuned
+        self.reporter.stage(f"untuned loss on {validation.name}: {untuned:.4f}")
+        if self.progress.step == 0:
+            self.tracking.event("untuned", {"step": 0, "loss": untuned})
+
+    def _restore(self) -> None:
+        """Take up the weights and the optimiser's state of the checkpoint that is resumed."""
+        if self.checkpoint is None:
+            return
+        load_trainable(self.checkpoint, self.trainable)
+        load_optimizer(self.checkpoint, self.trainable, self.training.optimizer)
+        steps = f"{self.training.total:,} steps in all"
+        self.reporter.stage(f"resumed from {self.checkpoint.name}, {steps}")
+
     def _train(self) -> None:
         """Run the loop and leave the best checkpoint's weights in ``trainable``."""
         if self.settings.gradient_checkpointing:
             self.model.enable_checkpointing()
-        validation = self.prepared.parts.get("validation")
-        if validation is not None:
-            untuned = self._validation_loss(validation)
-            self.latest["untuned"] = untuned
-            self.reporter.stage(f"untuned loss on {validation.name}: {untuned:.4f}")
-            if self.progress.step == 0:
-                self.tracking.event("untuned", {"step": 0, "loss": untuned})
         started, first = time.perf_counter(), self.progress.step
         self.signals.deferred = True
         try:

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
+from ptkit_tasks.generation import Generation
 
+import ptkit
 from ptkit.engine import files
 from ptkit.engine.session import run
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tracking import read_events
 from ptkit.errors import PtkitError
 from ptkit.recipe import Recipe
+from ptkit.registry import Owner, Registry
 
 from .recording import RecordingReporter
 
@@ -333,3 +337,44 @@ def test_events_cut_off_by_a_crash_are_read_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "train", "step": 1}\n{"event": "tra')
     assert read_events(path) == [{"event": "train", "step": 1}]
+
+
+class Scaled(Generation):
+    """Generation with a number of its own to train; it answers nothing once that has moved."""
+
+    name = "scaled"
+
+    def build(self, info: ptkit.HeadInfo) -> Any:
+        return torch.nn.Linear(1, 1)
+
+    def loss(self, module: Any, states: Any, rows: Any) -> ptkit.Loss:
+        sums, weights = super().loss(None, states, rows)
+        return ptkit.Loss(sums + weights * (module.weight - 3).square().sum(), weights)
+
+    def predict(self, model: Any, module: Any, rows: Any) -> Any:
+        return [[round(1000 * float(module.weight)) % 50 + 5] for _ in rows]
+
+
+class ScaledPlugin:
+    @ptkit.hookimpl
+    def ptkit_register_task_heads(self) -> list[type[ptkit.TaskHead]]:
+        return [Scaled]
+
+
+def test_a_resumed_run_is_untuned_before_as_the_whole_one_was(
+    make_recipe: MakeRecipe, tmp_path: Path, registry: Registry
+) -> None:
+    """The answers before are those of a head as it starts, not of the checkpoint's."""
+    registry.register(ScaledPlugin(), Owner("scaled", "ptkit-scaled", "1.0"))
+    recipe = make_recipe(train=TRAIN, task={"kind": "scaled"})
+    torch.manual_seed(0)
+    whole = run(recipe, out=tmp_path / "whole", device="cpu").folder
+    reporter = StopAt(lambda what, done: what == "training" and done == 4)
+    torch.manual_seed(0)
+    with pytest.raises(Interrupted):
+        run(recipe, out=tmp_path / "run", device="cpu", reporter=reporter)
+    torch.manual_seed(0)
+    run(recipe, out=tmp_path / "run", device="cpu", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+    lines = (whole / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["before"] != json.loads(lines[0])["after"]
