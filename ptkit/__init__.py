@@ -55,12 +55,17 @@ if TYPE_CHECKING:
     from ptkit.recipe import Recipe
     from ptkit.records import (
         IGNORE,
+        Answer,
         BadRow,
+        ChoiceRecord,
         EncodedRow,
+        ExtractionRecord,
         GenerationRecord,
         Geometry,
         HeadInfo,
         HeadLimits,
+        Joined,
+        LabelledRecord,
         Origin,
         Pair,
         PromptParts,
@@ -68,8 +73,10 @@ if TYPE_CHECKING:
         Row,
         RunInfo,
         Sampling,
+        TaggedRecord,
     )
     from ptkit.settings import Settings, Source, SourcePath
+    from ptkit.tagging import Entity, Span, bio_tags, entities, entity_spans
 
 _HOMES = {
     "ptkit.components": (
@@ -91,11 +98,12 @@ _HOMES = {
     "ptkit.reading": "read_json_rows",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
-        "IGNORE BadRow EncodedRow GenerationRecord Geometry HeadInfo HeadLimits Origin Pair "
-        "PromptParts "
-        "Record Row RunInfo Sampling"
+        "Answer BadRow ChoiceRecord EncodedRow ExtractionRecord GenerationRecord Geometry HeadInfo "
+        "HeadLimits IGNORE Joined LabelledRecord Origin Pair PromptParts Record Row RunInfo "
+        "Sampling TaggedRecord"
     ),
     "ptkit.settings": "Settings Source SourcePath",
+    "ptkit.tagging": "Entity Span bio_tags entities entity_spans",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -103,21 +111,27 @@ __all__ = [
     "IGNORE",
     "Adapter",
     "AdapterFormat",
+    "Answer",
     "Backbone",
     "BadRow",
     "BadValueError",
     "CheckpointError",
+    "ChoiceRecord",
     "Component",
     "DataError",
     "DatasetFormat",
     "EncodedRow",
+    "Entity",
+    "ExtractionRecord",
     "GenerationRecord",
     "Geometry",
     "HeadInfo",
     "HeadLimits",
     "Int4Linear",
     "Int8Linear",
+    "Joined",
     "JsonRowsFormat",
+    "LabelledRecord",
     "LoadedBackbone",
     "Loss",
     "Metric",
@@ -139,12 +153,17 @@ __all__ = [
     "Settings",
     "Source",
     "SourcePath",
+    "Span",
     "States",
+    "TaggedRecord",
     "TaskHead",
     "Tokenizer",
     "Tracker",
     "Transform",
     "Tuned",
+    "bio_tags",
+    "entities",
+    "entity_spans",
     "hookimpl",
     "load",
     "load_adapter",

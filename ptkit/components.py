@@ -23,6 +23,7 @@ from ptkit.records import (
     Geometry,
     HeadInfo,
     HeadLimits,
+    Joined,
     Pair,
     PromptParts,
     Record,
@@ -157,6 +158,17 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; specials decode to nothing."""
 
+    def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Joined:
+        """The ids of one text, or of two, with the specials that the backbone was trained with.
+
+        Default: start ids, the first text, and behind a line break the second. Override it for
+        encoders, which mark where texts end.
+        """
+        between = [] if second is None else self.pieces("\n")
+        begin, behind = len(self.start_ids), len(self.start_ids) + len(first) + len(between)
+        tokens = (*self.start_ids, *first, *between, *(second or ()))
+        return Joined(tokens, (), begin, behind)
+
     def prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> PromptParts:
         """The query in the model's prompt template. Default: earlier turns and the query, a line
         each."""
@@ -187,11 +199,16 @@ class LoadedBackbone:
     ``last_hidden_state``.
     ``attentions``: its l attention modules, first layer first; each gets its layer's prefix.
     ``lm_head``: hidden states to logits, or None for models without one.
+    ``first_position``: the position id of a row's first token.
+    ``position_table``: whether positions are looked up in a learned table, which has none before
+    the first.
     """
 
     body: PreTrainedModel
     attentions: list[nn.Module]
     lm_head: nn.Module | None = None
+    first_position: int = 0
+    position_table: bool = False
 
 
 class Backbone(Component):

@@ -69,6 +69,9 @@ class FlatInts:
         return tuple(self._mapped[start:stop].tolist())
 
 
+FLAT = ("tokens", "labels", "token_types", "places")  # of a Row, those of any length
+
+
 class RowStore:
     """Encoded rows of records 0, 1, 2, … as flat int32 arrays with offsets; large ones lie on disk.
 
@@ -77,7 +80,7 @@ class RowStore:
 
     def __init__(self, *, keep: bool = True) -> None:
         self._keep = keep
-        self._flat = {name: FlatInts() for name in ("tokens", "labels", "token_types")}
+        self._flat = {name: FlatInts() for name in FLAT}
         self._ends = {name: array("q", [0]) for name in self._flat}
         self._record = array("i")
         self._part = array("i")
@@ -142,6 +145,7 @@ class RowStore:
             part("token_types"),
             self._cut[index],
             self._cut_targets[index],
+            part("places"),
         )
         return EncodedRow(row, self._record[index], self._part[index], self._weight[index])
 

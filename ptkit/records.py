@@ -27,7 +27,10 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One example of a data file, before any tokenizer. ``weight`` scales its share of the loss."""
+    """One example of a data file, before any tokenizer. ``weight`` scales its share of the loss.
+
+    Reports show ``prompt``, a field or property of its subclasses, if there is one.
+    """
 
     origin: Origin
     weight: float = 1.0
@@ -44,6 +47,80 @@ class GenerationRecord(Record):
     prompt: str
     response: str | None = None
     history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledRecord(Record):
+    """A text, or two, and what it is labelled with.
+
+    ``label``: a name, names (any number of them, none included), or a number; None for rows that
+    are only to be predicted.
+    """
+
+    text: str
+    second: str | None = None
+    label: str | tuple[str, ...] | float | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.text if self.second is None else f"{self.text}\n{self.second}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRecord(Record):
+    """A question, its possible answers (at least two), and the index of the right one, if known."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None = None
+
+    @property
+    def prompt(self) -> str:
+        return "\n".join((self.question, *self.choices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedRecord(Record):
+    """The words of a text and a tag for each.
+
+    ``words``: half-open spans of characters of ``text``, in order, none empty; for Chinese mostly
+    one a character. ``tags``: one a word; tags of entities are BIO (B-x begins one, I-x continues
+    it, O is outside), whatever scheme the file has. None for rows that are only to be predicted.
+    """
+
+    text: str
+    words: tuple[tuple[int, int], ...]
+    tags: tuple[str, ...] | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A piece of a context: its text, and the character that it begins at."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionRecord(Record):
+    """A question and the context that its answer stands in.
+
+    ``answers``: every piece of the context that is right; () where the context has none; None for
+    rows that are only to be predicted. ``key``: how the data set names the question.
+    """
+
+    key: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] | None = None
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.question}\n{self.context}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +144,8 @@ class Row:
     tokens give one label a token, aligned with the token that it belongs to, `IGNORE` where nothing
     is trained on.
     ``token_types``: segment ids for backbones that have them, else empty.
+    ``places``: which tokens the head reads, ints whose meaning is the head's, such as the index of
+    every word's first token.
     ``cut``: how many tokens of the record did not fit and were left out.
     ``cut_targets``: how many of those were to be trained on, such as the end of an answer.
 
@@ -82,6 +161,7 @@ class Row:
     token_types: tuple[int, ...] = ()
     cut: int = 0
     cut_targets: int = 0
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +181,10 @@ class EncodedRow:
     @property
     def labels(self) -> tuple[int, ...]:
         return self.row.labels
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        return self.row.places
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +210,20 @@ class PromptParts:
     @property
     def text(self) -> str:
         return self.before + self.query + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One or two texts as the backbone takes them, specials included.
+
+    ``tokens``: the ids; ``token_types``: a segment id for each, empty for backbones without them.
+    ``first``, ``second``: the index in ``tokens`` at which the ids of either text begin.
+    """
+
+    tokens: tuple[int, ...]
+    token_types: tuple[int, ...]
+    first: int
+    second: int
 
 
 @dataclass(frozen=True, slots=True)

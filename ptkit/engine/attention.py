@@ -175,6 +175,26 @@ class PackedRows(Layout):
         return found
 
 
+class RecordedRow(PackedRows):
+    """One row without a prefix; keeps the keys and values of every layer, in order, in ``seen``."""
+
+    def __init__(self, length: int, *, causal: bool) -> None:
+        super().__init__((length,), (NO_PREFIX,), causal=causal)
+        self.seen: list[KeyValue] = []
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: KeyValue | None,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        self.seen.append((key, value))
+        return super().attend(query, key, value, prefix, scaling, window)
+
+
 class PaddedRows(Layout):
     """One row a line: tensors of [b, n, s, d]; ``real`` [b, k] marks the keys that are no padding.
 

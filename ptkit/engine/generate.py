@@ -108,7 +108,7 @@ def _steps(
         layout = PaddedRows(real, [prefix_index] * len(alive), causal=True)
         hidden = model.body(
             input_ids=ids.to(device),
-            position_ids=positions.to(device),
+            position_ids=(positions + model.first_position).to(device),
             past_key_values=cache,
             use_cache=True,
             ptkit_layout=layout,

@@ -17,6 +17,7 @@ from ptkit.engine.attention import (
     Layout,
     PackedRows,
     PaddedRows,
+    RecordedRow,
     set_prefix,
 )
 from ptkit.engine.states import States
@@ -69,6 +70,8 @@ class Model:
         self.body = loaded.body
         self.attentions = loaded.attentions
         self.lm_head = loaded.lm_head
+        self.first_position = loaded.first_position
+        self.position_table = loaded.position_table
         self.geometry = geometry
         self.pad_id = pad_id
         self.eos_id = eos_id
@@ -126,20 +129,20 @@ class Model:
 
         With p tokens, the keys are those at positions −p…−1, [1, g, p, d] a layer: as a prefix they
         reproduce the logits of tokens + row exactly, because rotary attention sees distances only.
+        A model with a table of positions has none before 0: there they are those of a row of its
+        own, at 0…p−1.
         """
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
+        layout = RecordedRow(len(tokens), causal=self.geometry.causal)
+        first = self.first_position if self.position_table else -len(tokens)
         with self.using(None):
             ids = torch.tensor([list(tokens)], device=self.device)
             self.body(
                 input_ids=ids,
-                position_ids=torch.arange(-len(tokens), 0, device=self.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-                ptkit_layout=PackedRows((len(tokens),), (NO_PREFIX,), causal=self.geometry.causal),
+                position_ids=torch.arange(first, first + len(tokens), device=self.device)[None],
+                use_cache=False,
+                ptkit_layout=layout,
             )
-        return [(layer.keys.float(), layer.values.float()) for layer in cache.layers]  # type: ignore[union-attr]
+        return [(key.float(), value.float()) for key, value in layout.seen]
 
     # ---------------------------------------------------------------------------------- forward
 
@@ -229,7 +232,7 @@ class Model:
         with self._recomputing():
             hidden: Tensor = self.body(
                 input_ids=ids.to(self.device),
-                position_ids=positions.to(self.device),
+                position_ids=(positions + self.first_position).to(self.device),
                 use_cache=False,
                 ptkit_layout=layout,
                 **more,

@@ -181,9 +181,17 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
 
 
 def make_optimizer(trainable: Trainable, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over all that trains."""
+    """AdamW (Loshchilov and Hutter, 2019) over all that trains.
+
+    A parameter group's ``share`` is its learning rate over that of the prefix.
+    """
+    head = [] if trainable.module is None else list(trainable.module.parameters())
+    share = (settings.head_learning_rate or settings.learning_rate) / settings.learning_rate
+    groups = [{"params": list(trainable.prefix.parameters()), "share": 1.0}]
+    if head:
+        groups.append({"params": head, "share": share})
     return torch.optim.AdamW(
-        trainable.parameters(),
+        groups,
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
@@ -266,7 +274,7 @@ def train(training: Training, watcher: Watcher, progress: Progress) -> Progress:
         )  # for heads that draw; the prefix has its own generator
         rate = learning_rate(settings, step, total)
         for group in training.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         totals = step_gradients(
             training.model, trainable, training.head, training.store, groups, settings, step
         )

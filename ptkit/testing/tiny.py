@@ -176,7 +176,7 @@ class TinyBackbone(Backbone):
         for module in (body, lm_head):
             if module is not None:
                 module.to(device=device, dtype=weights).eval()
-        return LoadedBackbone(body, attentions, lm_head)
+        return LoadedBackbone(body, attentions, lm_head, position_table=not self.settings.causal)
 
     def _glm(self) -> tuple[PreTrainedModel, list[nn.Module], nn.Module | None]:
         from transformers import GlmConfig, GlmForCausalLM
