@@ -1,10 +1,11 @@
-"""Reads files of JSON objects, one at a time: JSON lines or one array, plain or gzipped.
+"""Reads files of JSON objects, one at a time, and lines of text; plain or gzipped.
 
 A row that can't be used is handed over as a `BadRow`; a file that can't be read raises `DataError`.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _NEAR_THE_CUT = 16  # no token that can be cut, "\ud83d\ude00" and -Infinity among them, is longer
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BAD_BYTE = re.compile(r"[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte
+_NOT_TEXT = re.compile(r"[\0\udc80-\udcff]")
 
 # The file is decoded with surrogateescape, so that one bad byte costs one row and not the file.
 
@@ -60,17 +62,57 @@ def read_json_rows(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, An
             yield from _line_rows(file, first, line, name)
 
 
+def read_lines(path: Path, name: str, encoding: str = "utf-8") -> Iterator[tuple[Origin, str]]:
+    """The lines of a text file with their origins, in order, streamed; blank ones too.
+
+    A line keeps its end, "\\n" or "\\r\\n"; nothing else ends one. Names that end in ``.gz`` are
+    unpacked, and a UTF-8 byte order mark is no part of the text. Bytes that ``encoding`` can't read
+    are kept as surrogate escapes, so that they cost a row and not the file: ask `text_problem`
+    before a line is used.
+    Raises `DataError` if the file can't be read, and LookupError for an unknown encoding.
+    """
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    with _opened(path, name, "utf-8-sig" if utf8 else encoding) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and utf8:
+                _check_encoding(line, name)
+            yield Origin(name, number), line
+
+
+def text_problem(text: str, encoding: str = "utf-8") -> str | None:
+    """Why a piece of a file, as `read_lines` gives it, is no text; None if it is.
+
+    >>> text_problem("caf\\udce9", "utf-8")
+    'not UTF-8: byte 0xe9 at column 4 of the line; re-save the file, or set dataset.encoding'
+    """
+    if text.isascii() and "\0" not in text:
+        return None
+    found = _NOT_TEXT.search(text)
+    if found is None:
+        return None
+    line = text.count("\n", 0, found.start())
+    column = found.start() - (text.rfind("\n", 0, found.start()) + 1) + 1
+    place = f"column {column} of the line" if not line else f"column {column}, {line} lines below"
+    if found[0] == "\0":
+        return f"a NUL character at {place}; is it a text file? Remove it, or set dataset.encoding"
+    what = f"{encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x}"
+    return f"not {what} at {place}; re-save the file, or set dataset.encoding"
+
+
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[TextIO]:
+def _opened(path: Path, name: str, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
     try:
         with (
             gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw,
             # "\n": neither a lone "\r" nor U+2028 ends a line
-            io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="\n") as file,
+            io.TextIOWrapper(raw, encoding, errors="surrogateescape", newline="\n") as file,
         ):
             yield file
     except FileNotFoundError:
         raise DataError(f"{name}: no such file (looked for {path}); check the path") from None
+    except UnicodeError as error:  # of encodings whose bytes can't be escaped, such as UTF-16
+        problem = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DataError(f"{name}: not {encoding} ({problem}); set dataset.encoding") from None
     except IsADirectoryError:
         raise DataError(f"{name}: is a folder, not a file; name a file in it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""ptkit plugin: the dataset formats ``messages`` and ``instruction``."""
+"""ptkit plugin: the dataset formats ``messages``, ``instruction`` and ``squad``."""
 
 from __future__ import annotations
 
@@ -15,5 +15,6 @@ if TYPE_CHECKING:
 def ptkit_register_dataset_formats() -> Sequence[type[DatasetFormat]]:
     from ptkit_qa.instruction import InstructionFormat
     from ptkit_qa.messages import MessagesFormat
+    from ptkit_qa.squad import SquadFormat
 
-    return [MessagesFormat, InstructionFormat]
+    return [MessagesFormat, InstructionFormat, SquadFormat]

@@ -6,14 +6,17 @@ import sys
 import ptkit_qa
 from ptkit_qa.instruction import InstructionFormat
 from ptkit_qa.messages import MessagesFormat
+from ptkit_qa.squad import SquadFormat
 
-from ptkit import GenerationRecord
+from ptkit import ExtractionRecord, GenerationRecord
 
 
 def test_what_is_registered():
-    assert ptkit_qa.ptkit_register_dataset_formats() == [MessagesFormat, InstructionFormat]
+    found = ptkit_qa.ptkit_register_dataset_formats()
+    assert found == [MessagesFormat, InstructionFormat, SquadFormat]
     assert (MessagesFormat.name, InstructionFormat.name) == ("messages", "instruction")
     assert MessagesFormat.record is InstructionFormat.record is GenerationRecord
+    assert (SquadFormat.name, SquadFormat.record) == ("squad", ExtractionRecord)
 
 
 def test_importing_the_plugin_is_light():
