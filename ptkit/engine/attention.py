@@ -18,8 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ptkit.errors import CheckpointError
+
 IMPLEMENTATION = "ptkit"
 NO_PREFIX = -1
+# What models hand through to the attention function that changes no result here.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "deterministic",  # of flash attention's backward pass
+        "output_attentions",
+        "output_hidden_states",
+        "position_ids",  # already in the keys, or in the embeddings
+        "return_dict",
+        "token_type_ids",
+        "use_cache",
+    }
+)
 _KEY, _VALUE = "ptkit_prefix_key", "ptkit_prefix_value"
 
 KeyValue = tuple[Tensor, Tensor]
@@ -51,8 +66,12 @@ class Layout(ABC):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
-        """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values."""
+        """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values.
+
+        ``softcap`` c bends scores x to c·tanh(x / c) before the mask (Gemma 2).
+        """
 
 
 def row_mask(queries: int, keys: int, prefix: int, *, causal: bool, window: int | None) -> Tensor:
@@ -80,6 +99,32 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    *,
+    grouped: bool,
+) -> Tensor:
+    """[b, n, q, d]: attention by torch's kernels, which know no ``softcap``, or step by step.
+
+    ``grouped``: keys and values have a head for several of the queries'.
+    """
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+    scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+
+
 class PackedRows(Layout):
     """Rows one after another in a single sequence: tensors of [1, n, t, d], t = the sum of
     ``lengths``.
@@ -103,9 +148,10 @@ class PackedRows(Layout):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         attend = self._attend_padded if query.is_cuda else self._attend_rows
-        return attend(query, key, value, prefix, scaling, window)
+        return attend(query, key, value, prefix, scaling, window, softcap)
 
     def _attend_rows(
         self,
@@ -115,6 +161,7 @@ class PackedRows(Layout):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         rows = zip(
             query.split(self.lengths, 2),
@@ -129,11 +176,7 @@ class PackedRows(Layout):
                 k = torch.cat((prefix[0][index, None], k), dim=2)  # [1, g, p + s, d]
                 v = torch.cat((prefix[1][index, None], v), dim=2)
             mask = self._row_mask(q, k.shape[2] - q.shape[2], window)
-            attended.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True
-                )
-            )
+            attended.append(_attention(q, k, v, mask, scaling, softcap, grouped=True))
         return torch.cat(attended, dim=2).transpose(1, 2)
 
     def _row_mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor | None:
@@ -154,10 +197,11 @@ class PackedRows(Layout):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         scatter, gather, padded = self._padding(query.device)
         q, k, v = (t[0].transpose(0, 1)[scatter].transpose(1, 2) for t in (query, key, value))
-        attended = padded.attend(q, k, v, prefix, scaling, window)  # [b, s, n, d]
+        attended = padded.attend(q, k, v, prefix, scaling, window, softcap)  # [b, s, n, d]
         return attended.flatten(0, 1)[gather][None]
 
     def _padding(self, device: torch.device) -> tuple[Tensor, Tensor, PaddedRows]:
@@ -190,9 +234,10 @@ class RecordedRow(PackedRows):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         self.seen.append((key, value))
-        return super().attend(query, key, value, prefix, scaling, window)
+        return super().attend(query, key, value, prefix, scaling, window, softcap)
 
 
 class PaddedRows(Layout):
@@ -213,6 +258,7 @@ class PaddedRows(Layout):
         prefix: KeyValue | None,
         scaling: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         length = 0
         if prefix is not None:
@@ -224,9 +270,8 @@ class PaddedRows(Layout):
         if query.is_cuda:  # with a mask, grouped heads leave the fused kernels there
             repeats = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=not query.is_cuda
-        )
+        grouped = not query.is_cuda
+        attended = _attention(query, key, value, mask, scaling, softcap, grouped=grouped)
         return attended.transpose(1, 2)
 
     def _mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor:
@@ -255,21 +300,57 @@ def prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     ptkit_layout: Layout | None = None,
+    ptkit_holder: nn.Module | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,
+    softcap: float | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a row's prefix and its own tokens, as transformers' attention interface wants
     it.
 
-    transformers makes no mask for an implementation that has no mask function, so
-    ``attention_mask`` is None; what a token sees comes from the layout alone.
+    ``ptkit_holder``: the module that holds the layer's prefix, where layers share an attention
+    module; else it is ``module``. transformers makes no mask for an implementation that has no mask
+    function, so ``attention_mask`` is None; what a token sees comes from the layout alone. Raises
+    `CheckpointError` for a model whose attention computes more than this.
     """
     if ptkit_layout is None:
         raise RuntimeError("a ptkit model is called through ptkit.Model, which lays its rows out")
-    key_prefix = getattr(module, _KEY, None)
-    prefix = None if key_prefix is None else (key_prefix, getattr(module, _VALUE))
+    _check_plain(module, ptkit_layout, attention_mask, dropout, others)
+    holder = module if ptkit_holder is None else ptkit_holder
+    key_prefix = getattr(holder, _KEY, None)
+    prefix = None if key_prefix is None else (key_prefix, getattr(holder, _VALUE))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return ptkit_layout.attend(query, key, value, prefix, scaling, sliding_window), None
+    attended = ptkit_layout.attend(query, key, value, prefix, scaling, sliding_window, softcap)
+    return attended, None
+
+
+def _check_plain(
+    module: nn.Module,
+    layout: Layout,
+    attention_mask: Tensor | None,
+    dropout: float,
+    others: dict[str, Any],
+) -> None:
+    """Raise `CheckpointError` for what would change the result and is not computed here."""
+    extra = [name for name, value in others.items() if value is not None]
+    unknown = [name for name in extra if name not in _WITHOUT_EFFECT and name != "is_causal"]
+    if attention_mask is not None:
+        unknown.append("a mask of its own")
+    if dropout:
+        unknown.append(f"dropout {dropout:g}")
+    kind = type(module).__name__
+    if unknown:
+        raise CheckpointError(
+            f"{kind}: its attention takes {', '.join(unknown)}, which ptkit does not compute; "
+            "use a model of another family"
+        )
+    causal = others.get("is_causal", getattr(module, "is_causal", None))
+    if isinstance(causal, bool) and causal != layout.causal:
+        is_, as_ = ("not ", "") if layout.causal else ("", "not ")
+        raise CheckpointError(
+            f"{kind}: is {is_}causal, but its backbone says that it is {as_}causal; use another "
+            "backbone.kind"
+        )
 
 
 AttentionInterface.register(IMPLEMENTATION, prefix_attention)

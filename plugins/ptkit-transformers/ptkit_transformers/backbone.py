@@ -1,0 +1,149 @@
+"""The backbones ``encoder`` and ``causal-lm``: a folder of any transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import ptkit
+from ptkit_transformers.config import ModelConfig, read_config
+from ptkit_transformers.gguf import gguf_tensors
+from ptkit_transformers.tokenizer import FastTokenizer
+from ptkit_transformers.weights import Stored, fingerprint, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TransformersBackbone(ptkit.Backbone):
+    """What both kinds share. Reading the folder's small files needs neither torch nor
+    transformers."""
+
+    causal: ClassVar[bool]
+
+    class Settings(ptkit.Backbone.Settings):
+        pass
+
+    settings: Settings
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Raises `ptkit.CheckpointError` for what can't be used."""
+        return read_config(self.settings.source.path, causal=self.causal)
+
+    @cached_property
+    def _tensors(self) -> dict[str, Stored]:
+        """The stored tensors that the model uses, under the names that its body has for them."""
+        prefix, causal = f"{self.config.family.prefix}.", self.config.family.causal
+        gguf = self.config.gguf
+        stored = stored_tensors(self.config.folder) if gguf is None else gguf_tensors(gguf)
+        prefixed = any(name.startswith(prefix) for name in stored)
+        found = {}
+        for name, tensor in stored.items():
+            inner = name.removeprefix(prefix)
+            head = inner == name if prefixed else inner.split(".")[0] in _HEADS
+            tied = causal and name == "lm_head.weight" and self._tied
+            buffer = name.endswith(("position_ids", "inv_freq"))
+            if not (buffer or tied or (head and not causal) or inner.startswith("pooler.")):
+                found[inner] = tensor
+        return found
+
+    @property
+    def _tied(self) -> bool:
+        """Whether the LM head is the table of embeddings."""
+        by_default = self.config.model_type.startswith(("gemma", "smollm"))
+        return bool(self.config.raw.get("tie_word_embeddings", by_default))
+
+    @cached_property
+    def geometry(self) -> ptkit.Geometry:
+        return self.config.geometry(sum(tensor.count for tensor in self._tensors.values()))
+
+    @cached_property
+    def tokenizer(self) -> ptkit.Tokenizer:
+        return FastTokenizer(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self._tensors)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        notes = []
+        if self.config.gguf is not None:
+            notes.append("the weights of the GGUF file are dequantised while loading")
+        if not self.config.known:
+            notes.append(
+                f"model_type {self.config.model_type!r} is not among the tested families; a probe "
+                "decides whether a prefix reaches its layers"
+            )
+        return notes
+
+    def load(
+        self, device: str, dtype: str, progress: Callable[[int, int], None] | None = None
+    ) -> ptkit.LoadedBackbone:
+        from ptkit_transformers.loading import load_model
+
+        loaded = self._parts(load_model(self.config, dtype))
+        for module in (loaded.body, loaded.lm_head):
+            if module is not None:
+                module.to(device)
+        if progress is not None:
+            progress(len(self._tensors), len(self._tensors))
+        return loaded
+
+    def outline(self) -> ptkit.LoadedBackbone:
+        from ptkit_transformers.loading import outline
+
+        loaded = self._parts(outline(self.config))
+        rotary = getattr(loaded.body, "rotary_emb", None)
+        if rotary is not None:  # computed, not loaded: it has values also here
+            loaded.body.rotary_emb = type(rotary)(config=loaded.body.config)
+        return loaded
+
+    def _parts(self, model: PreTrainedModel) -> ptkit.LoadedBackbone:
+        from ptkit_transformers.loading import attention_modules, lm_head
+
+        body: PreTrainedModel = model.base_model  # type: ignore[assignment]
+        return ptkit.LoadedBackbone(
+            body,
+            attention_modules(self.config, body),
+            lm_head(self.config, model) if self.causal else None,
+            first_position=self.config.first_position,
+            position_table=self.config.family.position_table,
+        )
+
+
+_HEADS = frozenset(
+    {
+        "classifier",
+        "cls",
+        "decoder",
+        "discriminator_predictions",
+        "generator_lm_head",
+        "generator_predictions",
+        "head",
+        "lm_head",
+        "pre_classifier",
+        "predictions",
+        "qa_outputs",
+        "sop_classifier",
+        "vocab_layer_norm",
+        "vocab_projector",
+        "vocab_transform",
+    }
+)
+
+
+class Encoder(TransformersBackbone):
+    """BERT and its likes: a folder with config.json, tokenizer.json and weights, or hub:name."""
+
+    name = "encoder"
+    causal = False
+
+
+class CausalLM(TransformersBackbone):
+    """Llama and its likes: a folder with config.json, tokenizer.json and weights, or hub:name."""
+
+    name = "causal-lm"
+    causal = True
