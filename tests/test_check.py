@@ -458,7 +458,7 @@ def test_rows_that_share_a_loss(run_check: Checker) -> None:
         rows,
         [{"q": "shoe", "of": ["red", "blue"], "a": 0}],
         dataset={"kind": "choices"},
-        task={"kind": "multiple-choice", "max_target_tokens": None},
+        task={"kind": "toy-choice", "max_target_tokens": None},
         metrics=[],
         train={"max_steps": 1, "batch_size": 1},
     )

@@ -44,7 +44,7 @@ class ChoiceRecord(ptkit.Record):
 class MultipleChoice(ptkit.TaskHead):
     """A score for every choice, a softmax over the choices of a record."""
 
-    name = "multiple-choice"
+    name = "toy-choice"
     accepts = ChoiceRecord
     predicts = "choice"
     rows_share_loss = True
