@@ -7,10 +7,16 @@ from pathlib import Path
 import ptkit
 
 _FOLDER = Path(__file__).parent
+_DATA = _FOLDER / "data"
+_ENDINGS = {"types": "jsonl", "entities": "jsonl", "answers": "json"}
 _SOURCES = {
     "nano": _FOLDER / "model",
-    "nano:train": _FOLDER / "data" / "train.json",
-    "nano:validation": _FOLDER / "data" / "validation.json",
+    "nano:train": _DATA / "train.json",
+    "nano:validation": _DATA / "validation.json",
+} | {
+    f"nano:{task}-{part}": _DATA / f"{task}-{part}.{ending}"
+    for task, ending in _ENDINGS.items()
+    for part in ("train", "validation")
 }
 
 
@@ -18,6 +24,8 @@ _SOURCES = {
 def ptkit_resolve_source(source: str) -> Path | None:
     """``nano`` is the model's folder, ``nano:train`` and ``nano:validation`` are ADGEN files.
 
+    ``nano:types-…`` are labelled texts, ``nano:entities-…`` texts with the spans of entities,
+    ``nano:answers-…`` documents as SQuAD 2.0 has them; each with ``train`` and ``validation``.
     Raises `ptkit.PtkitError` for another ``nano:…``.
     """
     if source != "nano" and not source.startswith("nano:"):

@@ -96,14 +96,14 @@ class Style:
     def describe(self, item: Item, rng: Random) -> str:
         noun = PRODUCTS[item.kind].nouns[self.noun]
         clauses = []
-        for key, value in self._ordered(item.pairs):
+        for key, value in self.ordered(item.pairs):
             picks = self.picks[ATTRIBUTES[key].group]
             head, tail = picks[0] if rng.random() < 0.8 else rng.choice(picks)
             clauses.append(f"{head.format(v=value)}{self.comma}{tail}")
         body = self.stop.join(clauses)
         return f"{self.opening.format(n=noun)}{body}。{self.closing}"
 
-    def _ordered(self, pairs: tuple[Pair, ...]) -> list[Pair]:
+    def ordered(self, pairs: tuple[Pair, ...]) -> list[Pair]:
         if self.order == "listed":
             return list(pairs)
         if self.order == "reversed":

@@ -77,6 +77,9 @@ def meetings(row_pairs: list[grammar.Pair]) -> set[frozenset[grammar.Pair]]:
         ("nano", MODEL),
         ("nano:train", PACKAGE / "data" / "train.json"),
         ("nano:validation", PACKAGE / "data" / "validation.json"),
+        ("nano:types-train", PACKAGE / "data" / "types-train.jsonl"),
+        ("nano:entities-validation", PACKAGE / "data" / "entities-validation.jsonl"),
+        ("nano:answers-train", PACKAGE / "data" / "answers-train.json"),
     ],
 )
 def test_sources(source: str, path: Path) -> None:
@@ -95,7 +98,9 @@ def test_an_unknown_part_is_an_error() -> None:
     with pytest.raises(ptkit.PtkitError) as error:
         ptkit_nano.ptkit_resolve_source("nano:test")
     assert error.value.lines == (
-        "ptkit-nano has no 'nano:test'; it has nano, nano:train, nano:validation",
+        "ptkit-nano has no 'nano:test'; it has nano, nano:train, nano:validation, "
+        "nano:types-train, nano:types-validation, nano:entities-train, nano:entities-validation, "
+        "nano:answers-train, nano:answers-validation",
     )
 
 
