@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/ptkit-*))
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test setup lint types contracts unit bench format clean
+.PHONY: demo test test-wheels setup lint types contracts unit bench format clean
 
 demo: setup
 	$(BIN)/ptkit run recipes/quickstart.toml
@@ -37,6 +37,9 @@ contracts:
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+test-wheels: # from built wheels, in a fresh environment; needs the package index
+	PYTHON=$(PYTHON) tests/wheels.sh
 
 bench: setup
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,6 +13,7 @@ import click
 from ptkit import __version__
 from ptkit.errors import PtkitError, suggestion
 
+DEBUG_VARIABLE = "PTKIT_DEBUG"  # if set, errors that are told in a line show their traceback too
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
@@ -37,7 +40,10 @@ COMMANDS: Mapping[str, Entry] = {
     "evaluate": Entry("Score an adapter on a file of rows.", "ptkit.commands.evaluate"),
     "new": Entry(
         "Start from something that works.",
-        commands={"recipe": Entry("Write a recipe to start from.", "ptkit.commands.new_recipe")},
+        commands={
+            "plugin": Entry("Write a plugin to start from.", "ptkit.commands.new_plugin"),
+            "recipe": Entry("Write a recipe to start from.", "ptkit.commands.new_recipe"),
+        },
     ),
     "plugins": Entry("List the installed plugins and what they add.", "ptkit.commands.plugins"),
     "predict": Entry("Answer the rows of a file with an adapter.", "ptkit.commands.predict"),
@@ -50,8 +56,15 @@ COMMANDS: Mapping[str, Entry] = {
 class LazyGroup(click.Group):
     """A group that imports a command when it is called, and lists them from the table."""
 
-    def __init__(self, entries: Mapping[str, Entry], *, name: str, help: str) -> None:  # noqa: A002
-        super().__init__(name=name, help=help)
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        name: str,
+        help: str,  # noqa: A002
+        epilog: str | None = None,
+    ) -> None:
+        super().__init__(name=name, help=help, epilog=epilog)
         self.entries = entries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -74,11 +87,39 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in sorted(self.entries.items())])
 
 
+class Main(LazyGroup):
+    """The commands of ptkit, and behind them those of plugins.
+
+    Entry points are read only for a name that isn't ours: scanning them takes longer than
+    everything else that ``ptkit --help`` does.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.entries or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        from ptkit.commands.outside import outside_command, outside_names
+        from ptkit.entrypoints import find_entries
+
+        entries = find_entries()
+        command = outside_command(name, entries)
+        if command is None:
+            known = [*self.entries, *outside_names(entries)]
+            ctx.fail(f"no such command {name!r}{suggestion(name, known)}")
+        return name, command, args[1:]
+
+    def invoke(self, ctx: click.Context) -> None:
+        super().invoke(ctx)  # what a plugin's command returns is no exit code
+
+
 def _group() -> LazyGroup:
-    group = LazyGroup(
+    group = Main(
         COMMANDS,
         name="ptkit",
         help="A data file, a frozen model, one recipe: a small adapter that is shown to work.",
+        epilog="Plugins may add commands; `ptkit plugins` lists them.",
     )
     return click.version_option(__version__, message="%(prog)s %(version)s")(group)
 
@@ -92,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except PtkitError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exception(error)
         for line in error.lines:
             click.echo(line, err=True)
         return error.exit_code

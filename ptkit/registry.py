@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,35 @@ import pluggy
 
 from ptkit import hookspecs
 from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
+from ptkit.entrypoints import (
+    COMMANDS,
+    DISABLE_VARIABLE,
+    KEBAB,
+    PLUGINS,
+    Found,
+    LoadError,
+    Owner,
+    collision,
+    find_entries,
+    one_line,
+    watched,
+)
 from ptkit.errors import PluginError, PtkitError, suggestion
 from ptkit.interchange import ADAPTER_FORMATS
 from ptkit.records import Record
 from ptkit.settings import Settings
 
-ENTRY_POINT_GROUP = "ptkit"
-DISABLE_VARIABLE = "PTKIT_DISABLE_PLUGINS"
+__all__ = [
+    "COLLECTED",
+    "Failure",
+    "Owner",
+    "Registered",
+    "Registry",
+    "collision",
+    "empty_registry",
+    "load_plugins",
+]
+
 COLLECTED: tuple[Section, ...] = (*SECTIONS, ADAPTER_FORMATS)
 """What registration hooks give: the sections of a recipe, and the formats of `ptkit convert`."""
 _RECORD_TYPES: tuple[tuple[type[Component], str], ...] = (
@@ -34,19 +56,6 @@ _PREDICTION_KINDS: tuple[tuple[type[Component], str], ...] = (
     (TaskHead, "predicts"),
     (Metric, "scores"),
 )
-_KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A plugin: its entry point name and the distribution and version that it comes from."""
-
-    plugin: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Failure:
-    """A plugin, or one of its hooks, that could not be used, and why (one line)."""
+    """What is wrong with a plugin or one of its hooks (one line): most can't be used then."""
 
     owner: Owner
     reason: str
@@ -70,12 +79,18 @@ class Failure:
 
 @dataclass
 class Registry:
-    """The components of all loaded plugins, by section key and name."""
+    """The components of all loaded plugins, by section key and name.
+
+    ``warnings``: what is wrong with plugins that can be used all the same. ``commands``: the
+    commands that distributions add, none of them imported.
+    """
 
     manager: pluggy.PluginManager
     owners: dict[str, Owner] = field(default_factory=dict)
     disabled: tuple[Owner, ...] = ()
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[Failure] = field(default_factory=list)
+    commands: tuple[Found, ...] = ()
     components: dict[str, dict[str, Registered]] = field(default_factory=dict)
     collisions: dict[tuple[str, str], tuple[Owner, ...]] = field(default_factory=dict)
 
@@ -108,7 +123,7 @@ class Registry:
         except PtkitError:
             raise
         except Exception as error:
-            raise PluginError(self._resolving(source, f"failed: {_one_line(error)}")) from error
+            raise PluginError(self._resolving(source, f"failed: {one_line(error)}")) from error
         if found is not None and not isinstance(found, str | Path):
             got = type(found).__name__
             raise PluginError(self._resolving(source, f"must return a path or None, got {got}"))
@@ -139,15 +154,22 @@ class Registry:
                 )
             )
             return
+        if isinstance(plugin, type):
+            line = f"its entry point names the class {plugin.__name__}"
+            self.failures.append(Failure(owner, f"{line}; name the module with the hooks"))
+            return
         try:
             self.manager.register(plugin, name=owner.plugin)
             self.manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except Exception as error:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
             self.failures.append(Failure(owner, _hook_problem(error)))
             return
         self.owners[owner.plugin] = owner
+        if not self.manager.get_hookcallers(plugin):
+            line = "has no hook; mark its functions with @ptkit.hookimpl"
+            self.warnings.append(Failure(owner, line))
         for section in COLLECTED:
             self._collect(plugin, owner, section)
 
@@ -157,8 +179,10 @@ class Registry:
         for implementation in mine:
             try:
                 classes = implementation.function()
-            except Exception as error:
-                self.failures.append(Failure(owner, f"{section.hook}: {_one_line(error)}"))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self.failures.append(Failure(owner, f"{section.hook}: {one_line(error)}"))
                 continue
             if not isinstance(classes, Sequence) or isinstance(classes, str):
                 got = type(classes).__name__
@@ -184,20 +208,11 @@ class Registry:
             known[name] = new
 
 
-def collision(name: str, owners: Sequence[Owner]) -> str:
-    """What is wrong with a ``name`` that several plugins use, and what to do."""
-    both = "both " if len(owners) == 2 else ""
-    return (
-        f"{name!r} is registered by {both}{' and '.join(map(str, owners))}; "
-        f"set {DISABLE_VARIABLE}={owners[-1].distribution} or uninstall one of them"
-    )
-
-
 def _component_problem(component: Any, section: Section) -> str | None:
     if not (isinstance(component, type) and issubclass(component, section.base)):
         return f"{component!r} is not a subclass of ptkit.{section.base.__name__}"
     name = getattr(component, "name", None)
-    if not isinstance(name, str) or not _KEBAB.fullmatch(name):
+    if not isinstance(name, str) or not KEBAB.fullmatch(name):
         return f"{component.__name__}.name must be kebab-case such as 'my-name', got {name!r}"
     own, wanted = component.Settings, vars(section.base).get("Settings", Settings)
     if not (isinstance(own, type) and issubclass(own, wanted)):
@@ -210,6 +225,10 @@ def _component_problem(component: Any, section: Section) -> str | None:
             f"{component.__name__}.Settings must forbid unknown keys (extra='forbid'), "
             "as ptkit.Settings does"
         )
+    try:
+        own.model_rebuild()  # an unknown type would break the recipes of others too
+    except Exception as error:
+        return f"{component.__name__}.Settings: {one_line(error)}"
     if "kind" in own.model_fields:
         return f"{component.__name__}.Settings must not have a field 'kind'; ptkit adds it"
     for base, attribute in _RECORD_TYPES:
@@ -227,13 +246,8 @@ def _component_problem(component: Any, section: Section) -> str | None:
     return None
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _hook_problem(error: Exception) -> str:
-    text = _one_line(error)
+    text = one_line(error)
     unknown = re.search(r"unknown hook '(\w+)'", text)
     if unknown:
         known = [name for name in vars(hookspecs) if name.startswith("ptkit_")]
@@ -255,36 +269,21 @@ def load_plugins(
     """All installed plugins, loaded one at a time in alphabetical order.
 
     ``PTKIT_DISABLE_PLUGINS=a,b`` leaves out plugins by entry point or distribution name. One that
-    fails to load is kept in ``failures`` and matters only to a recipe that needs it.
+    fails to load is kept in ``failures`` and matters only to a recipe that needs it. What plugins
+    print while they are loaded is kept from stdout.
     """
     registry = empty_registry()
-    unwanted = {_normal(name) for name in environment.get(DISABLE_VARIABLE, "").split(",")} - {""}
-    found = []
-    seen = set()
-    for distribution in distributions() if installed is None else installed:
-        entry_points = [e for e in distribution.entry_points if e.group == ENTRY_POINT_GROUP]
-        if not entry_points:
-            continue
-        name = distribution.name or "unknown"  # None where the metadata file is missing
-        if _normal(name) in seen:
-            continue  # another copy, further back on sys.path
-        seen.add(_normal(name))
-        found += [(e, Owner(e.name, name, distribution.version)) for e in entry_points]
-    for entry_point, owner in sorted(
-        found, key=lambda pair: (pair[1].plugin, pair[1].distribution)
-    ):
-        if unwanted & {_normal(owner.plugin), _normal(owner.distribution)}:
-            registry.disabled += (owner,)
-            continue
-        try:
-            plugin = entry_point.load()
-        except (Exception, SystemExit) as error:
-            registry.failures.append(Failure(owner, f"can't be imported: {_one_line(error)}"))
-        else:
-            registry.register(plugin, owner)
+    entries = find_entries(environment, installed)
+    plugins = entries.of(PLUGINS)
+    registry.disabled = tuple(one.owner for one in plugins.disabled)
+    for one in plugins.wanted:
+        with watched() as watch:
+            try:
+                plugin = one.load()
+            except LoadError as error:
+                registry.failures.append(Failure(one.owner, str(error)))
+            else:
+                registry.register(plugin, one.owner)
+        registry.warnings += [Failure(one.owner, line) for line in watch.warnings()]
+    registry.commands = entries.of(COMMANDS).wanted
     return registry
-
-
-def _normal(name: str) -> str:
-    """The form in which names of distributions are compared: ``My_Name`` is ``my-name``."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -211,7 +211,7 @@ def test_plugins_as_a_table_on_a_terminal(run: Any, monkeypatch: pytest.MonkeyPa
         "problems": ["[red]"],
     }
     monkeypatch.setattr(plugins, "describe", lambda _: report)
-    monkeypatch.setattr(plugins.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = run("plugins")
     assert code == 0

@@ -323,7 +323,7 @@ class FakeDistribution(SimpleNamespace):
     """What `load_plugins` needs of an installed distribution."""
 
     def __init__(self, name: str | None, *entry_points: Any) -> None:
-        super().__init__(name=name, version="1.0", entry_points=entry_points)
+        super().__init__(name=name, version="1.0", entry_points=entry_points, requires=None)
 
 
 def entry_point(name: str, plugin: Any = None, *, group: str = "ptkit") -> Any:

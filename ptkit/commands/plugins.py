@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ptkit.commands.tables import show_table
 
 if TYPE_CHECKING:
     from ptkit.registry import Owner, Registry
@@ -15,14 +15,29 @@ if TYPE_CHECKING:
 
 @click.command(name="plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(as_json: bool) -> None:  # noqa: FBT001
+@click.option(
+    "--timings",
+    is_flag=True,
+    help="Also load each plugin and command alone, in an interpreter of its own, and show what "
+    "that costs.",
+)
+def command(as_json: bool, timings: bool) -> None:  # noqa: FBT001
     """List the installed plugins and what they add.
 
     Also what failed and why, what PTKIT_DISABLE_PLUGINS disables, and names that two plugins share.
     """
     from ptkit.registry import load_plugins
 
-    report = describe(load_plugins())
+    registry = load_plugins()
+    report = describe(registry)
+    if registry.commands:
+        from ptkit.commands.outside import command_problems
+
+        report["problems"] += command_problems(registry.commands, _ours())
+    if timings:
+        from ptkit.commands.timings import show_timings, time_entries
+
+        report["timings"] = time_entries()
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
@@ -36,11 +51,27 @@ def command(as_json: bool) -> None:  # noqa: FBT001
         for plugin in report["plugins"]
     ]
     if rows:
-        _show_table(("distribution", "version", "plugin", "adds"), rows)
+        show_table(("distribution", "version", "plugin", "adds"), rows)
     else:
         click.echo("no plugin is installed; install ptkit[all] for those of ptkit")
+    if report.get("commands"):
+        click.echo()
+        keys = ("distribution", "version", "command")
+        show_table(keys, [[entry[key] for key in keys] for entry in report["commands"]])
+    if timings:
+        click.echo()
+        show_timings(report["timings"])
+    for warning in report.get("warnings", ()):
+        click.echo(f"warning: {warning}")
     for problem in report["problems"]:
         click.echo(f"problem: {problem}")
+
+
+def _ours() -> list[str]:
+    """The names of ptkit's own commands, from the group that called this one."""
+    context = click.get_current_context()
+    root = context.find_root().command
+    return root.list_commands(context) if isinstance(root, click.Group) else []
 
 
 def describe(registry: Registry) -> dict[str, Any]:
@@ -48,17 +79,18 @@ def describe(registry: Registry) -> dict[str, Any]:
 
     ``plugins``: one entry a plugin with distribution, version, plugin, status ("ok", "failed",
     "disabled"), ``adds`` (section to kinds; "hooks": what else it implements) and its own problems.
+    ``commands``: one entry a command with distribution, version, command; none of them is imported.
     ``collisions``: kinds that several plugins give, so that none can be used.
-    ``problems``: the lines of all of them.
+    ``problems``: the lines of all of them. ``warnings``: lines on what can be used all the same.
     """
     from ptkit import __version__
     from ptkit.registry import collision
 
-    def named(owner: Owner) -> dict[str, str]:
+    def named(owner: Owner, key: str = "plugin") -> dict[str, str]:
         return {
             "distribution": owner.distribution,
             "version": owner.version,
-            "plugin": owner.plugin,
+            key: owner.plugin,
         }
 
     failed = {failure.owner for failure in registry.failures}
@@ -78,12 +110,14 @@ def describe(registry: Registry) -> dict[str, Any]:
     return {
         "ptkit": __version__,
         "plugins": plugins,
+        "commands": [named(found.owner, "command") for found in registry.commands],
         "collisions": collisions,
         "problems": [str(failure) for failure in registry.failures]
         + [
             f"{section}.kind {collision(kind, owners)}"
             for (section, kind), owners in sorted(registry.collisions.items())
         ],
+        "warnings": [str(warning) for warning in registry.warnings],
     }
 
 
@@ -108,23 +142,3 @@ def _adds(plugin: dict[str, Any]) -> str:
     if plugin["status"] == "ok":
         return added or "nothing"
     return f"{plugin['status']}; {added}" if added else str(plugin["status"])
-
-
-def _show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table()
-        for title in header:
-            table.add_column(title)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        click.echo(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
