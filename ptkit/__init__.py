@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         shown_keys,
         shown_value,
     )
-    from ptkit.reading import read_json_rows
+    from ptkit.reading import read_json_rows, read_lines, text_problem
     from ptkit.recipe import Recipe
     from ptkit.records import (
         IGNORE,
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
         Sampling,
         TaggedRecord,
     )
-    from ptkit.settings import Settings, Source, SourcePath
+    from ptkit.settings import Encoding, Settings, Source, SourcePath
     from ptkit.tagging import Entity, Span, bio_tags, entities, entity_spans
 
 _HOMES = {
@@ -95,14 +95,14 @@ _HOMES = {
     "ptkit.hookspecs": "hookimpl",
     "ptkit.interchange": "AdapterFormat",
     "ptkit.jsonrows": "BadValueError JsonRowsFormat row_text row_value shown_keys shown_value",
-    "ptkit.reading": "read_json_rows",
+    "ptkit.reading": "read_json_rows read_lines text_problem",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
         "Answer BadRow ChoiceRecord EncodedRow ExtractionRecord GenerationRecord Geometry HeadInfo "
         "HeadLimits IGNORE Joined LabelledRecord Origin Pair PromptParts Record Row RunInfo "
         "Sampling TaggedRecord"
     ),
-    "ptkit.settings": "Settings Source SourcePath",
+    "ptkit.settings": "Encoding Settings Source SourcePath",
     "ptkit.tagging": "Entity Span bio_tags entities entity_spans",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -121,6 +121,7 @@ __all__ = [
     "DataError",
     "DatasetFormat",
     "EncodedRow",
+    "Encoding",
     "Entity",
     "ExtractionRecord",
     "GenerationRecord",
@@ -169,12 +170,14 @@ __all__ = [
     "load_adapter",
     "quantize_rows",
     "read_json_rows",
+    "read_lines",
     "row_text",
     "row_value",
     "run",
     "shown_keys",
     "shown_value",
     "suggestion",
+    "text_problem",
     "token_loss",
 ]
 

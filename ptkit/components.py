@@ -46,6 +46,9 @@ class Component(ABC):
 
     name: ClassVar[str]
 
+    owner: str = ""
+    """The distribution and version that it comes from, set by a recipe; for messages."""
+
     class Settings(BaseSettings):
         pass
 
@@ -212,7 +215,8 @@ class LoadedBackbone:
 
 
 class Backbone(Component):
-    """A frozen pretrained model. Only `load` may import torch; the rest reads small files."""
+    """A frozen pretrained model. Only `load` and `fingerprint` may import torch; the rest reads
+    small files."""
 
     class Settings(BaseSettings):
         source: Source
@@ -307,6 +311,13 @@ class TaskHead(Component):
         """The label names of the training records, in the order of their ids; stored in the
         adapter."""
         return ()
+
+    def label_text(self, label: int) -> str:
+        """What a number among a row's labels says, as ``ptkit check`` shows it.
+
+        Default: the name of that index in ``labels``, and the number itself for any other.
+        """
+        return self.labels[label] if 0 <= label < len(self.labels) else str(label)
 
     @abstractmethod
     def encode(self, record: Record, tokenizer: Tokenizer) -> list[Row]:

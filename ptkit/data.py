@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from ptkit.components import DatasetFormat, Limit, TaskHead, Tokenizer, Transform
-from ptkit.errors import DataError
+from ptkit.errors import DataError, PtkitError
+from ptkit.isolation import blamed, check_type, fault, one_line
 from ptkit.records import BadRow, EncodedRow, Origin, Record, Row
 from ptkit.settings import SourcePath
 
@@ -87,6 +88,7 @@ class RowStore:
         self._cut = array("i")
         self._cut_targets = array("i")
         self._weight = array("d")
+        self.origins: Origins | None = None  # of the records, where they are known
         self._first_row = array("q", [0])
 
     def append(self, rows: Sequence[Row], weight: float = 1.0) -> None:
@@ -212,6 +214,46 @@ class Part:
         return len(self.origins)
 
 
+def read_rows(
+    form: DatasetFormat, source: SourcePath, *, answered: bool = True
+) -> Iterator[Record | BadRow]:
+    """The rows of a file as its format gives them.
+
+    Raises `PluginError` for what the format itself does wrong, with the row that it got to.
+    """
+    read, what = (form.read, "read()") if answered else (form.read_unanswered, "read_unanswered()")
+    wanted = f"{form.record.__name__} objects or ptkit.BadRow"
+    last: object = source.name
+    with blamed(form, what, lambda: last):
+        rows = read(source.path, source.name)
+        check_type(form, what, rows, Iterable, f"an iterator of {wanted}", last)
+        for row in rows:
+            if not isinstance(row, form.record | BadRow):
+                problem = f"{what} must give {wanted}, got {type(row).__name__} behind this row"
+                raise fault(form, problem, last)
+            check_type(form, f"{what} of a row", row.origin, Origin, "a ptkit.Origin", last)
+            last = row.origin
+            yield row
+
+
+def collect_labels(head: TaskHead, train: Part) -> list[str]:
+    """The labels of the training records. Raises `PluginError` for what the head does wrong."""
+    seen: object = ""
+
+    def records() -> Iterator[Record]:
+        nonlocal seen
+        for record in train.stream():
+            seen = record.origin
+            yield record
+
+    with blamed(head, "collect_labels()", lambda: seen):
+        found = head.collect_labels(records())
+        check_type(head, "collect_labels()", found, Sequence, "a list of strings")
+        for label in found:
+            check_type(head, "collect_labels()", label, str, "a list of strings")
+    return list(found)
+
+
 class _Reader:
     """Reads one file: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
 
@@ -225,7 +267,7 @@ class _Reader:
         self.skipped.clear()
         strict = self.form.settings.on_bad_row == "error"
         found = 0
-        for item in self.form.read(self.source.path, self.source.name):
+        for item in read_rows(self.form, self.source):
             if isinstance(item, BadRow):
                 self.skipped.append(item)
                 if strict and len(self.skipped) >= DataError.SHOWN_AT_ONCE:
@@ -288,7 +330,10 @@ def read_parts(
             if name in parts:
                 before = parts[name].records
                 before = list(parts[name].stream()) if before is None else before
-                records = list(transform.apply(before, seed=seed))
+                with blamed(transform, "apply()"):
+                    records = list(transform.apply(before, seed=seed))
+                for record in records:
+                    check_type(transform, "apply()", record, Record, "ptkit.Record objects")
                 if not records:
                     raise DataError(f"transform {transform.name!r} left no rows of dataset.{name}")
                 keep(parts[name], records)
@@ -326,13 +371,18 @@ def encode_record(
 ) -> Sequence[Row]:
     """The rows of a record. Raises `DataError` for none, or for more tokens than the backbone
     takes."""
-    return checked_rows(record, head.encode(record, tokenizer), head, max_tokens)
+    with blamed(head, "encode()", record.origin):
+        rows = head.encode(record, tokenizer)
+    return checked_rows(record, rows, head, max_tokens)
 
 
 def checked_rows(
     record: Record, rows: Sequence[Row], head: TaskHead, max_tokens: int
 ) -> Sequence[Row]:
     """``rows``, if the backbone takes them. Raises `DataError` as `encode_record` does."""
+    check_type(head, "encode()", rows, list | tuple, "a list of ptkit.Row", record.origin)
+    for row in rows:
+        check_type(head, "encode()", row, Row, "a list of ptkit.Row", record.origin)
     if not rows or any(not row.tokens for row in rows):
         raise DataError(f"{record.origin}: task {head.name!r} made no tokens of it")
     longest = max(len(row.tokens) for row in rows)
@@ -361,9 +411,14 @@ def encode_part(
     Raises `DataError` for a record that gives no row, or one that the backbone can't take.
     """
     draw = random.Random(seed)
+    part.rows.origins = part.origins
     for index, (record, rows) in enumerate(_encoded(part.stream(), head, tokenizer)):
         checked_rows(record, rows, head, max_tokens)
-        part.rows.append(rows, record.weight)
+        try:
+            part.rows.append(rows, record.weight)
+        except (TypeError, OverflowError) as error:
+            problem = "encode() must give tuples of whole numbers of 32 bits"
+            raise fault(head, f"{problem} ({one_line(error)})", record.origin) from error
         part.origins.append(record.origin)
         if watch is not None:
             watch(record, rows)
@@ -382,7 +437,22 @@ def _encoded(
 ) -> Iterator[tuple[Record, Sequence[Row]]]:
     """Every record with its rows; many are encoded at once."""
     while batch := list(islice(records, ENCODED_AT_ONCE)):
-        yield from zip(batch, head.encode_batch(batch, tokenizer), strict=True)
+        try:
+            found = head.encode_batch(batch, tokenizer)
+        except PtkitError:
+            raise
+        except (Exception, SystemExit):
+            for record in batch:  # each alone: the first that fails is named
+                with blamed(head, "encode()", record.origin):
+                    head.encode(record, tokenizer)
+            with blamed(head, "encode_batch()", f"{batch[0].origin} and behind"):
+                raise
+        wanted = f"a list of rows for each of {len(batch)} records"
+        check_type(head, "encode_batch()", found, list | tuple, wanted, batch[0].origin)
+        if len(found) != len(batch):
+            problem = f"encode_batch() must return {wanted}, got {len(found)}"
+            raise fault(head, problem, batch[0].origin)
+        yield from zip(batch, found, strict=True)
 
 
 def sha256(source: SourcePath) -> str:

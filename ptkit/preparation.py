@@ -18,8 +18,9 @@ from ptkit.components import (
     Tracker,
     Transform,
 )
-from ptkit.data import Part, RowStore, encode_part, read_parts
+from ptkit.data import Part, RowStore, collect_labels, encode_part, read_parts
 from ptkit.errors import PtkitError
+from ptkit.isolation import blamed
 from ptkit.recipe import PrefixSettings, Recipe
 from ptkit.records import Record, Row
 from ptkit.reporter import Reporter
@@ -84,14 +85,21 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
     form: DatasetFormat = _made(recipe.dataset.create(), DatasetFormat)
     metrics = [_made(choice.create(), Metric) for choice in recipe.metrics]
     named = {metric.name for metric in metrics}
-    metrics += [c(c.Settings()) for c in form.controls if c.name not in named]
+    for control in form.controls:
+        if control.name not in named:
+            metrics.append(control(control.Settings()))
+            metrics[-1].owner = form.owner
+    trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
     transforms = [_made(choice.create(), Transform) for choice in recipe.transforms]
     backbone: Backbone = _made(recipe.backbone.create(), Backbone)
     head: TaskHead = _made(recipe.task.create(), TaskHead)
-    geometry, tokenizer = backbone.geometry, backbone.tokenizer
+    with blamed(backbone, "its geometry"):
+        geometry = backbone.geometry
+    with blamed(backbone, "its tokenizer"):
+        tokenizer = backbone.tokenizer
     parts = read_parts(form, transforms, seed=recipe.train.seed)
     if type(head).collect_labels is not TaskHead.collect_labels:
-        labels = head.collect_labels(parts["train"].stream())
+        labels = collect_labels(head, parts["train"])
         head = _made(recipe.task.create(labels=labels), TaskHead)
     for part in parts.values():
         what = f"encoding {part.name}"
@@ -115,5 +123,4 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
         reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
         if part.skipped:
             reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
-    trackers = [_made(choice.create(), Tracker) for choice in recipe.trackers]
     return Prepared(recipe, backbone, head, metrics, trackers, parts)

@@ -181,6 +181,13 @@ class _Located:
         kind = re.fullmatch(r"(\w+?)_(type|parsing|parsing_size|from_float)", self.type)
         return _TYPES.get(kind[1]) if kind else None
 
+    @property
+    def branch_takes(self) -> str | None:
+        """What the branch of a union takes, if the value is not even of that type."""
+        if self.type == "literal_error" and not isinstance(self.details["input"], str):
+            return str(self.context["expected"])
+        return self.wanted
+
     def branch(self, start: int) -> int | None:
         """The index of the first branch of a union at or behind ``start``."""
         return next(
@@ -247,7 +254,7 @@ def _without_other_branches(errors: Sequence[_Located], start: int) -> list[_Loc
         entered = [
             branch
             for branch in branches.values()
-            if any(len(error.marks) > behind or not error.wanted for error in branch)
+            if any(len(error.marks) > behind or not error.branch_takes for error in branch)
         ]
         if entered:
             kept += _without_other_branches(min(entered, key=len), behind)
@@ -260,7 +267,7 @@ def _one_for_all(errors: Sequence[_Located]) -> _Located:
     first = errors[0]
     # scalars first: "a whole number or a table"
     wanted = sorted(
-        {str(e.wanted) for e in errors}, key=lambda w: (w in ("a table", "an array"), w)
+        {str(e.branch_takes) for e in errors}, key=lambda w: (w in ("a table", "an array"), w)
     )
     text = f"must be {' or '.join(wanted)}, got {shown(first.details['input'])}"
     details: ErrorDetails = {**first.details, "type": "union", "msg": text}

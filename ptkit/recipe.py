@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
 from ptkit.errors import PluginError, PtkitError, RecipeError, closest
+from ptkit.isolation import one_line
 from ptkit.overrides import apply_overrides, read_toml
 from ptkit.problems import Keys, Problem, settings_problems, shown, unknown_key
 from ptkit.registry import Owner, Registered, Registry, load_plugins
@@ -37,8 +38,20 @@ class Choice:
         return self.registered.component.name
 
     def create(self, **kwargs: Any) -> Any:
-        """The component; ``kwargs``: what its class takes besides settings, such as ``labels``."""
-        return self.registered.component(self.settings, **kwargs)
+        """The component; ``kwargs``: what its class takes besides settings, such as ``labels``.
+
+        Raises `PluginError` for whatever its constructor raises.
+        """
+        kind, owner = self.registered.component, str(self.registered.owner)
+        try:
+            made = kind(self.settings, **kwargs)
+        except PtkitError:
+            raise
+        except Exception as error:
+            text = f"{self.section}.kind {self.kind!r} ({owner}): {kind.__name__}() raised"
+            raise PluginError(f"{text} {one_line(error)}; report it to its author") from error
+        made.owner = owner
+        return made
 
     def resolved(self, *, portable: bool = False) -> dict[str, Any]:
         return {"kind": self.kind, **dump(self.settings, portable=portable)}

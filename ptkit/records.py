@@ -7,7 +7,7 @@ list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,11 @@ class TaggedRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A piece of a context: its text, and the character that it begins at."""
+    """A piece of a context: its text, and the character that it begins at.
+
+    ``start`` is -1 for an answer that is not in the context letter for letter: it counts where
+    answers are compared, and nothing is trained on it.
+    """
 
     text: str
     start: int
@@ -255,12 +259,18 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
-    """What a head may know when it builds its trainable module."""
+    """What a head may know when it builds its trainable module.
+
+    ``rows``: in a run the encoded training rows, for what is computed from them, such as the class
+    weights of a loss; they can be gone through again and again. Empty where an adapter is only
+    used.
+    """
 
     hidden_size: int
     vocab_size: int
     causal: bool
     seed: int = 0
+    rows: Iterable[EncodedRow] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,10 @@ class Reporter:
     def warning(self, text: str) -> None:
         """Something that a reader of the results must know."""
 
+    def failure(self, text: str) -> None:
+        """A component failed, and the run goes on without it; shown as a warning by default."""
+        self.warning(text)
+
     def progress(
         self, what: str, done: int, total: int | None, values: Mapping[str, float]
     ) -> None:

@@ -52,12 +52,10 @@ def sample_of(
         for name, value in said.items()
         if value not in (None, (), [], "") and not (name == "weight" and value == 1.0)
     }
-    return Sample(
-        str(record.origin), shown, [_row(row, kind, head.labels, tokenizer) for row in rows]
-    )
+    return Sample(str(record.origin), shown, [_row(row, kind, head, tokenizer) for row in rows])
 
 
-def _row(row: Row, kind: str, names: Sequence[str], tokenizer: Tokenizer) -> SampleRow:
+def _row(row: Row, kind: str, head: TaskHead, tokenizer: Tokenizer) -> SampleRow:
     pieces = token_texts(row.tokens, tokenizer)
     aligned = kind != "plain" and len(row.labels) == len(row.tokens)
     labels = row.labels if aligned else (IGNORE,) * len(row.tokens)
@@ -70,7 +68,7 @@ def _row(row: Row, kind: str, names: Sequence[str], tokenizer: Tokenizer) -> Sam
             Run(
                 trained,
                 [piece for piece, _ in members],
-                [label_name(label, names) for _, label in members]
+                [head.label_text(label) for _, label in members]
                 if trained and kind == "tags"
                 else [],
             )
@@ -78,15 +76,10 @@ def _row(row: Row, kind: str, names: Sequence[str], tokenizer: Tokenizer) -> Sam
     return SampleRow(
         list(row.tokens),
         runs,
-        [] if aligned else [label_name(label, names) for label in row.labels],
+        [] if aligned else [head.label_text(label) for label in row.labels],
         sum(label != IGNORE for label in row.labels),
         row.cut,
     )
-
-
-def label_name(label: int, names: Sequence[str]) -> str:
-    """The name of a label of a head that names them, else its number."""
-    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -61,6 +62,21 @@ class Settings(BaseModel):
         schema = handler(source)
         _take_scalars_strictly(schema)
         return schema
+
+
+def _text_encoding(name: str) -> str:
+    try:
+        "".encode(name)  # which refuses codecs that aren't of text, such as base64
+    except (LookupError, UnicodeError, ValueError):
+        raise ValueError(
+            f"unknown encoding {name!r}; use a name that Python knows, such as utf-8, latin-1 or "
+            "gb18030"
+        ) from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_text_encoding)]
+"""The type of a setting that names the encoding of a text file."""
 
 
 class FromCommandLine(str):

@@ -136,6 +136,7 @@ class Everything(ptkit.Transform):
         inner: Inner = Inner()
         inners: list[Inner] = []
         either: Inner | list[int] | Annotated[int, Field(ge=1)] | None = None
+        named: Literal["none", "even"] | dict[str, Annotated[int, Field(gt=0)]] = "none"
         day: date | None = None
         plain: Plain = Plain()
         class_: str = Field("x", alias="class")
@@ -649,6 +650,11 @@ def test_with_no_plugin_at_all(folder: Path) -> None:
             "either = 'x'",
             "either: must be a whole number or a table or an array, got 'x'",
         ),
+        ("named = 'evn'", "named: must be 'none' or 'even', got 'evn' (did you mean 'even'?)"),
+        ("named = {x = 0}", "named.x: must be more than 0, got 0"),
+        ("named = {x = 'y'}", "named.x: must be a whole number, got 'y'"),
+        ("named = 3", "named: must be 'none' or 'even' or a table, got 3"),
+        ("named = [3]", "named: must be 'none' or 'even' or a table, got [3]"),
         ("day = 'x'", "day: must be a valid date or datetime, input is too short, got 'x'"),
         ("calss = 'x'", "calss: unknown key (did you mean 'class'?)"),
         ("even = 3", "even: is not valid, got 3"),

@@ -76,7 +76,10 @@ def assemble(
     metrics = [_made(choice, Metric) for choice in chosen.get("metrics", ())]
     if form is not None and scored:
         named = {metric.name for metric in metrics}
-        metrics += [c(c.Settings()) for c in form.controls if c.name not in named]
+        for control in form.controls:
+            if control.name not in named:
+                metrics.append(control(control.Settings()))
+                metrics[-1].owner = form.owner
     transforms = [
         transform
         for choice in chosen.get("transforms", ())

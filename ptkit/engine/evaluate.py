@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from math import fsum
 from typing import Any, NamedTuple
 
@@ -10,13 +11,15 @@ import torch
 from torch import nn
 
 from ptkit.components import Metric, RowMetric, TaskHead, Tokenizer
-from ptkit.data import Part
+from ptkit.data import Origins, Part
 from ptkit.engine.generate import batches
 from ptkit.engine.model import Model
+from ptkit.engine.stopping import Interrupted
 from ptkit.engine.train import total_loss
-from ptkit.errors import PluginError
+from ptkit.errors import PluginError, PtkitError
+from ptkit.isolation import blamed, check_type, fault
 from ptkit.recipe import TrainSettings
-from ptkit.records import EncodedRow, Pair, Record
+from ptkit.records import EncodedRow, Origin, Pair, Record
 
 ROWS_AT_ONCE = 256  # rows that are sorted by length and predicted in batches, before the next
 
@@ -48,16 +51,16 @@ def predict(
             if progress is not None:
                 progress(start + done, len(rows))
 
-        outputs += predict_rows(model, head, module, rows[start : start + ROWS_AT_ONCE], show)
-    return [
-        head.decode(
-            record,
-            [rows[i].row for i in part.rows.rows_of(index)],
-            [outputs[i] for i in part.rows.rows_of(index)],
-            tokenizer,
-        )
-        for index, record in enumerate(part.records or [])
-    ]
+        some = rows[start : start + ROWS_AT_ONCE]
+        outputs += predict_rows(model, head, module, some, show, part.origins)
+    found: list[Any] = []
+    records = part.records or []
+    with blamed(head, "decode()", lambda: records[len(found)].origin):
+        for index, record in enumerate(records):
+            own = part.rows.rows_of(index)
+            its_rows, its_outputs = [rows[i].row for i in own], [outputs[i] for i in own]
+            found.append(head.decode(record, its_rows, its_outputs, tokenizer))
+    return found
 
 
 @torch.no_grad()
@@ -67,21 +70,24 @@ def predict_rows(
     module: nn.Module | None,
     rows: Sequence[EncodedRow],
     progress: Callable[[int], None] | None = None,
+    origins: Mapping[int, Origin] | Origins | None = None,
 ) -> list[Any]:
     """One output a row, in order; rows of like length are predicted together, longest first.
 
-    ``progress`` gets the number of rows so far. Raises `PluginError` if the head miscounts.
+    ``progress`` gets the number of rows so far; ``origins`` are those of the records, for messages.
+    Raises `PluginError` if the head fails or miscounts.
     """
     outputs: list[Any] = [None] * len(rows)
     done = 0
     lengths = [len(row.tokens) for row in rows]
     for batch in batches(lengths, head.limits().answer, model.batch_tokens):
-        found = head.predict(model, module, [rows[index] for index in batch])
-        if len(found) != len(batch):
-            raise PluginError(
-                f"task {head.name!r}: predict() must return one output a row, "
-                f"got {len(found)} for {len(batch)} rows"
-            )
+        some = [rows[index] for index in batch]
+        with blamed(head, "predict()", partial(_failing, model, head, module, some, origins)):
+            found = head.predict(model, module, some)
+        got = len(found) if hasattr(found, "__len__") else type(found).__name__
+        if got != len(batch):
+            text = f"predict() must return one output a row, got {got} for {len(batch)} rows"
+            raise fault(head, text)
         for index, output in zip(batch, found, strict=True):
             outputs[index] = output
         done += len(batch)
@@ -90,12 +96,50 @@ def predict_rows(
     return outputs
 
 
+def _failing(
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    rows: Sequence[EncodedRow],
+    origins: Mapping[int, Origin] | Origins | None,
+) -> str:
+    """The origin of the first row that can't be predicted alone, or of the first of all."""
+    if origins is None:
+        return ""
+    for row in rows:
+        try:
+            head.predict(model, module, [row])
+        except (Exception, SystemExit):
+            return str(origins[row.record])
+    return str(origins[rows[0].record])
+
+
 def pairs_of(head: TaskHead, part: Part, predictions: Sequence[Any]) -> list[Pair]:
     """Predictions beside references, for metrics."""
-    return [
-        Pair(record, prediction, head.reference(record))
-        for record, prediction in zip(part.records or [], predictions, strict=True)
-    ]
+    pairs: list[Pair] = []
+    records = part.records or []
+    with blamed(head, "reference()", lambda: records[len(pairs)].origin):
+        for record, prediction in zip(records, predictions, strict=True):
+            pairs.append(Pair(record, prediction, head.reference(record)))
+    return pairs
+
+
+class Failures:
+    """Metrics that failed, and what each did; the others are scored nonetheless."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[Metric]] = {}
+
+    def add(self, metric: Metric, error: PtkitError) -> None:
+        if isinstance(error, Interrupted):
+            raise error
+        for line in error.lines:
+            self.texts.setdefault(f"{line}; its scores are left out", []).append(metric)
+
+    def scores(self, found: Mapping[str, Scores]) -> dict[str, Scores]:
+        """``found`` by column, without the metrics that failed in any of them."""
+        failed = {id(metric) for metrics in self.texts.values() for metric in metrics}
+        return {column: scores.without(failed) for column, scores in found.items()}
 
 
 class Scores(NamedTuple):
@@ -103,39 +147,103 @@ class Scores(NamedTuple):
 
     ``total``: score by name, in the metrics' order. ``rows``: for each pair the scores of the
     metrics that score single rows; a name is missing where its metric doesn't apply. ``units``:
-    unit by name.
+    unit by name. ``metrics``: the metric behind each name, of a row's scores too.
     """
 
     total: dict[str, float]
     rows: list[dict[str, float]]
     units: dict[str, str]
+    metrics: dict[str, Metric]
+
+    def without(self, failed: Collection[int]) -> Scores:
+        """These scores without those of the metrics with the ids ``failed``."""
+        kept = {name for name, metric in self.metrics.items() if id(metric) not in failed}
+        return Scores(
+            {name: value for name, value in self.total.items() if name in kept},
+            [{n: value for n, value in row.items() if n in kept} for row in self.rows],
+            {name: unit for name, unit in self.units.items() if name in kept},
+            {name: metric for name, metric in self.metrics.items() if name in kept},
+        )
 
 
-def score_rows(metrics: Sequence[Metric], pairs: Sequence[Pair]) -> Scores:
+def score_rows(
+    metrics: Sequence[Metric], pairs: Sequence[Pair], failures: Failures | None = None
+) -> Scores:
     """All scores, of the whole and of its rows; a row is scored once by each metric.
 
-    Raises `PluginError` if two metrics give a score of the same name.
+    Raises `PluginError` for a metric that fails, and for two that give a score of the same name;
+    with ``failures``, such a metric is noted there and left out.
     """
-    total: dict[str, float] = {}
-    rows: list[dict[str, float]] = [{} for _ in pairs]
-    units: dict[str, str] = {}
+    scores = Scores({}, [{} for _ in pairs], {}, {})
     for metric in metrics:
-        if isinstance(metric, RowMetric):
-            found = [metric.score_row(pair) for pair in pairs]
-            for row, scores in zip(rows, found, strict=True):
-                row.update(scores or {})
-            if type(metric).score is RowMetric.score:
-                means = _means([scores for scores in found if scores is not None])
-            else:
-                means = metric.score(pairs)
-        else:
-            means = metric.score(pairs)
-        for name, value in means.items():
-            if name in total:
-                raise PluginError(f"metric {metric.name!r}: another metric already gives {name!r}")
-            total[name] = float(value)
-            units[name] = metric.unit
-    return Scores(total, rows, units)
+        try:
+            total, rows = _scored(metric, pairs)
+            for name in total:
+                if name in scores.total:
+                    raise PluginError(
+                        f"metric {metric.name!r}: another metric already gives {name!r}"
+                    )
+        except PtkitError as error:
+            if failures is None:
+                raise
+            failures.add(metric, error)
+            continue
+        scores.total.update(total)
+        scores.units.update(dict.fromkeys(total, metric.unit))
+        for all_scores, row in zip(scores.rows, rows, strict=False):
+            all_scores.update(row)
+        scores.metrics.update(dict.fromkeys([*total, *(n for row in rows for n in row)], metric))
+    return scores
+
+
+def _scored(
+    metric: Metric, pairs: Sequence[Pair]
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """A metric's scores of all pairs, and of each if it scores single ones."""
+    found: list[dict[str, float] | None] = []
+    if isinstance(metric, RowMetric):
+        with blamed(metric, "score_row()", lambda: pairs[len(found)].record.origin):
+            for pair in pairs:
+                row = metric.score_row(pair)
+                if row is not None:
+                    row = _plain(metric, "score_row()", row, pair.record.origin)
+                found.append(row)
+    rows = [row or {} for row in found]
+    if isinstance(metric, RowMetric) and type(metric).score is RowMetric.score:
+        some = [row for row in found if row is not None]
+        with blamed(metric, "score_row()"):
+            return _means(some), rows
+    with blamed(metric, "score()"):
+        total = metric.score(pairs)
+    return _plain(metric, "score()", total), rows
+
+
+def _plain(metric: Metric, what: str, scores: Any, where: object = "") -> dict[str, float]:
+    """``scores`` as plain floats, if they are numbers by name."""
+    check_type(metric, what, scores, Mapping, "a dict of name to score", where)
+    try:
+        return {str(name): float(value) for name, value in scores.items()}
+    except (TypeError, ValueError) as error:
+        text = f"{what} must return numbers, got {scores!r}"
+        raise fault(metric, " ".join(text.split()), where) from error
+
+
+def metric_warnings(
+    metrics: Sequence[Metric], pairs: Sequence[Pair], failures: Failures
+) -> list[str]:
+    """What the metrics say that a reader must know, and which of them failed, each once."""
+    texts: list[str] = []
+    for metric in metrics:
+        try:
+            with blamed(metric, "warnings()"):
+                found = metric.warnings(pairs)
+            check_type(metric, "warnings()", found, list | tuple, "a list of strings")
+            texts += map(str, found)
+        except Interrupted:
+            raise
+        except PtkitError as error:
+            texts += error.lines
+    return list(dict.fromkeys([*failures.texts, *texts]))
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -149,15 +257,26 @@ def score(metrics: Sequence[Metric], pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def best_constant(
-    head: TaskHead, metrics: Sequence[Metric], train: Sequence[Record], part: Part, *, seed: int
+    head: TaskHead,
+    metrics: Sequence[Metric],
+    train: Sequence[Record],
+    part: Part,
+    *,
+    seed: int,
+    failures: Failures | None = None,
 ) -> tuple[Any, Scores] | None:
     """The constant answer with the best first score, and its scores: what knowing nothing is worth.
 
-    ``train``: training records, or a sample of them.
+    ``train``: training records, or a sample of them. Raises `PluginError` if the head fails, and
+    for metrics as `score_rows` does.
     """
     best: tuple[Any, Scores] | None = None
-    for constant in head.constants(train, seed=seed):
-        scores = score_rows(metrics, pairs_of(head, part, [constant] * part.count))
+    with blamed(head, "constants()"):
+        constants = head.constants(train, seed=seed)
+        check_type(head, "constants()", constants, Sequence, "a list of predictions")
+    for constant in constants:
+        pairs = pairs_of(head, part, [constant] * part.count)
+        scores = score_rows(metrics, pairs, failures)
         if scores.total and (best is None or _first(scores) > _first(best[1])):
             best = (constant, scores)
     return best

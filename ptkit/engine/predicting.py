@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptkit.components import DatasetFormat
-from ptkit.data import encode_record, sha256
+from ptkit.data import encode_record, read_rows, sha256
 from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.answers import AnswerFile
 from ptkit.engine.assembly import assemble, recipe_tables
@@ -18,7 +18,8 @@ from ptkit.engine.model import BATCH_TOKENS, pick_device, pick_dtype
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tuned import Tuned
 from ptkit.errors import DataError, PtkitError
-from ptkit.records import BadRow, EncodedRow, Record, Row
+from ptkit.isolation import blamed
+from ptkit.records import BadRow, EncodedRow, Origin, Record, Row
 from ptkit.registry import Registry, load_plugins
 from ptkit.reporter import Reporter
 from ptkit.settings import SourcePath, dump
@@ -133,7 +134,7 @@ def _unapplied(adapter: Adapter, registry: Registry) -> list[str]:
 
 
 def _read(form: DatasetFormat, source: SourcePath) -> Iterator[Record | BadRow]:
-    return iter(form.read_unanswered(source.path, source.name))
+    return read_rows(form, source, answered=False)
 
 
 class _Job:
@@ -188,6 +189,7 @@ class _Job:
         rows: list[EncodedRow] = []
         encoded: list[tuple[int, Record, Sequence[Row]]] = []
         number = self.good
+        origins: dict[int, Origin] = {}
         for place, item in enumerate(window):
             if isinstance(item, BadRow):
                 lines[place] = {"origin": str(item.origin), "error": item.message}
@@ -201,6 +203,7 @@ class _Job:
             else:
                 rows += [EncodedRow(row, number, part) for part, row in enumerate(found)]
                 encoded.append((place, item, found))
+                origins[number] = item.origin
             number += 1
         before = self.done
 
@@ -209,14 +212,14 @@ class _Job:
             if share < len(window):  # the whole window is reported once it is written
                 self.reporter.progress("answering", before + share, self.rows, {})
 
-        outputs = iter(predict_rows(self.tuned.model, self.head, self.tuned.module, rows, show))
+        tuned = self.tuned
+        outputs = iter(predict_rows(tuned.model, self.head, tuned.module, rows, show, origins))
         for place, record, its_rows in encoded:
-            prediction = self.head.decode(
-                record,
-                its_rows,
-                list(islice(outputs, len(its_rows))),
-                self.tuned.backbone.tokenizer,
-            )
+            its_outputs = list(islice(outputs, len(its_rows)))
+            with blamed(self.head, "decode()", record.origin):
+                prediction = self.head.decode(
+                    record, its_rows, its_outputs, self.tuned.backbone.tokenizer
+                )
             lines[place] = {
                 "origin": str(record.origin),
                 "prompt": getattr(record, "prompt", None),

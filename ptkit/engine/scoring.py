@@ -10,11 +10,19 @@ from ptkit.components import TaskHead
 from ptkit.data import Part, encode_part, keep, open_part
 from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.assembly import assemble
-from ptkit.engine.evaluate import Scores, pairs_of, predict, score_rows
+from ptkit.engine.evaluate import (
+    Failures,
+    Scores,
+    metric_warnings,
+    pairs_of,
+    predict,
+    score_rows,
+)
 from ptkit.engine.files import write_json
 from ptkit.engine.page import counted
 from ptkit.engine.tuned import Tuned
 from ptkit.errors import DataError, PtkitError
+from ptkit.isolation import blamed
 from ptkit.registry import Registry, load_plugins
 from ptkit.reporter import Reporter
 
@@ -92,7 +100,8 @@ def evaluate_file(
     part = open_part(form, "data", form.settings.train, limit, "--data")
     records = list(part.stream())
     for transform in parts.transforms:
-        records = list(transform.apply(records, seed=parts.seed))
+        with blamed(transform, "apply()"):
+            records = list(transform.apply(records, seed=parts.seed))
     keep(part, records)
     _check_answered(part, head)
     tokenizer = parts.backbone.tokenizer
@@ -102,6 +111,7 @@ def evaluate_file(
     tuned = Tuned.of(parts, adapter, device)
     found: dict[str, Scores] = {}
     warnings: list[str] = []
+    failures = Failures()
     for column in ("before", "after") if enabled else ("before",):
         tuned.enabled = column == "after"
         what = "answering, with the adapter" if tuned.enabled else "answering, without the adapter"
@@ -111,15 +121,16 @@ def evaluate_file(
 
         predictions = predict(tuned.model, head, tuned.module, part, tokenizer, show)
         pairs = pairs_of(head, part, predictions)
-        found[column] = score_rows(parts.metrics, pairs)
-        warnings = list(dict.fromkeys(text for m in parts.metrics for text in m.warnings(pairs)))
+        found[column] = score_rows(parts.metrics, pairs, failures)
+        warnings = metric_warnings(parts.metrics, pairs, failures)
+    found = failures.scores(found)
     scores = {column: scored.total for column, scored in found.items()}
     units = next(reversed(found.values())).units
     result = Evaluation(
         part.source.name, part.sha256, part.count, len(part.skipped), scores, units, warnings
     )
     for text in warnings:
-        reporter.warning(text)
+        (reporter.failure if text in failures.texts else reporter.warning)(text)
     reporter.scores(scores, None, part.source.path.name, part.count)
     if out is not None:
         result.write(out, adapter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 import ptkit
 from ptkit.batching import Order
-from ptkit.components import Backbone, TaskHead
+from ptkit.components import Backbone, LoadedBackbone, TaskHead
 from ptkit.data import Part
 from ptkit.engine.adapter import describe_backbone, save_adapter
 from ptkit.engine.card import write_card
@@ -29,9 +29,11 @@ from ptkit.engine.checkpoint import (
 )
 from ptkit.engine.environment import describe
 from ptkit.engine.evaluate import (
+    Failures,
     Scores,
     best_constant,
     evaluate_loss,
+    metric_warnings,
     pairs_of,
     predict,
     score_rows,
@@ -40,6 +42,7 @@ from ptkit.engine.files import clear_partials, whole_file, write_json, write_tex
 from ptkit.engine.lengths import describe_lengths
 from ptkit.engine.model import Model, pick_device, pick_dtype
 from ptkit.engine.plot import plot_losses
+from ptkit.engine.probe import probe
 from ptkit.engine.report import write_report
 from ptkit.engine.resume import check_same_run, check_unused
 from ptkit.engine.start import build_prefix, continue_head, starting_adapter
@@ -54,10 +57,11 @@ from ptkit.engine.train import (
     make_optimizer,
     train,
 )
-from ptkit.errors import PtkitError
+from ptkit.errors import PluginError, PtkitError
+from ptkit.isolation import blamed, check_type
 from ptkit.preparation import prepare
 from ptkit.recipe import Recipe
-from ptkit.records import HeadInfo, RunInfo
+from ptkit.records import EncodedRow, HeadInfo, RunInfo
 from ptkit.reporter import Reporter
 
 CHECKPOINTS = "checkpoints"
@@ -85,8 +89,11 @@ def load_model(
     """
     chosen = pick_device(device)
     tokenizer = backbone.tokenizer
+    with blamed(backbone, "load()"):
+        loaded = backbone.load(chosen, pick_dtype(backbone.settings.dtype, chosen), progress)
+        check_type(backbone, "load()", loaded, LoadedBackbone, "a ptkit.LoadedBackbone")
     return Model(
-        backbone.load(chosen, pick_dtype(backbone.settings.dtype, chosen), progress),
+        loaded,
         backbone.geometry,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
@@ -94,10 +101,23 @@ def load_model(
     )
 
 
-def build_head(head: TaskHead, backbone: Backbone, model: Model, seed: int) -> nn.Module | None:
-    """The head's trainable module, if it has one, on the model's device."""
+def build_head(
+    head: TaskHead,
+    backbone: Backbone,
+    model: Model,
+    seed: int,
+    rows: Iterable[EncodedRow] = (),
+) -> nn.Module | None:
+    """The head's trainable module, if it has one, on the model's device.
+
+    ``rows``: those that it will be trained on.
+    """
     shape = backbone.geometry
-    module = head.build(HeadInfo(shape.hidden_size, shape.vocab_size, shape.causal, seed))
+    info = HeadInfo(shape.hidden_size, shape.vocab_size, shape.causal, seed, rows)
+    with blamed(head, "build()"):
+        module = head.build(info)
+        wanted = "a torch module or None"
+        check_type(head, "build()", module, nn.Module | None, wanted)
     return None if module is None else module.to(model.device).eval()
 
 
@@ -165,6 +185,7 @@ class _Run(Watcher):
         self.resume = resume
         self.checkpoints = folder / CHECKPOINTS
         self.latest: dict[str, float] = {}
+        self.failed: list[str] = []  # what went wrong outside of metrics, and ended nothing
 
     def run(self) -> RunResult:
         hooks = self.recipe.registry.manager.hook
@@ -179,7 +200,6 @@ class _Run(Watcher):
             self._train()
             self._save_adapter()
             scores = self._score(before)
-            self.tracking.finish()
             plot_losses(
                 read_events(self.folder / EVENTS), self.folder / "loss.png", self.recipe.name
             )
@@ -187,6 +207,9 @@ class _Run(Watcher):
             write_report(self.folder)
         except Interrupted as stop:
             raise Interrupted(stop.number, *self._how_to_resume()) from None
+        finally:
+            if hasattr(self, "tracking"):
+                self.tracking.finish()
         hooks.ptkit_after_run(run=self.info, scores=scores)
         self.reporter.finished(self.folder)
         return RunResult(self.folder, scores)
@@ -197,6 +220,7 @@ class _Run(Watcher):
         backbone, recipe = self.prepared.backbone, self.recipe
         start = starting_adapter(recipe, backbone, self.reporter)  # before loading
         self.model = load_model(backbone, self.device, self._show_loading)
+        probe(self.model)
         frozen = backbone.geometry.parameters
         dtype = str(self.model.dtype).removeprefix("torch.")
         self.reporter.stage(
@@ -205,7 +229,8 @@ class _Run(Watcher):
         )
         for note in backbone.notes:
             self.reporter.stage(note)
-        module = build_head(self.prepared.head, backbone, self.model, self.settings.seed)
+        rows = self.prepared.parts["train"].rows
+        module = build_head(self.prepared.head, backbone, self.model, self.settings.seed, rows)
         self.trainable = Trainable(build_prefix(recipe, backbone, self.model, start), module)
         if start is not None:
             self.reporter.stage(continue_head(start, self.prepared.head, module))
@@ -276,7 +301,7 @@ class _Run(Watcher):
             self.folder / EVENTS,
             self.prepared.trackers,
             self.info,
-            self.reporter.warning,
+            self.reporter.failure,
             upto=self.progress.step,
         )
 
@@ -433,26 +458,40 @@ class _Run(Watcher):
         self.model.set_prefix(self.trainable.keys_and_values())
         after = self._answer("tuned")
         assert after is not None
-        constant = best_constant(
-            head, metrics, self.prepared.parts["train"].sample, part, seed=self.settings.seed
-        )
+        failures = Failures()
+        constant = self._constant(part, failures)
         pairs = pairs_of(head, part, after)
-        found = {"before": score_rows(metrics, pairs_of(head, part, before))}
+        found = {"before": score_rows(metrics, pairs_of(head, part, before), failures)}
         if constant is not None:
             found["constant"] = constant[1]
-        found["after"] = score_rows(metrics, pairs)
+        found["after"] = score_rows(metrics, pairs, failures)
+        found = failures.scores(found)
         self._write_predictions(part, before, after, found)
         answer = None if constant is None else str(constant[0])
-        warnings = list(dict.fromkeys(text for m in metrics for text in m.warnings(pairs)))
+        warnings = [*self.failed, *metric_warnings(metrics, pairs, failures)]
         scoring = {"constant": answer, "units": found["after"].units, "warnings": warnings}
         write_json(self.folder / "scoring.json", scoring)
         scores = {name: scored.total for name, scored in found.items()}
         write_json(self.folder / "scores.json", scores)
         for text in warnings:
-            self.reporter.warning(text)
+            failed = text in failures.texts or text in self.failed
+            show = self.reporter.failure if failed else self.reporter.warning
+            show(text)
         self.reporter.scores(scores, answer, part.name, part.count)
         self.tracking.event("scores", {"step": self.progress.step, **scores})
         return scores
+
+    def _constant(self, part: Part, failures: Failures) -> tuple[Any, Scores] | None:
+        """The best constant answer; a head that can't name any costs that column alone."""
+        head, train = self.prepared.head, self.prepared.parts["train"]
+        seed = self.settings.seed
+        try:
+            return best_constant(
+                head, self.prepared.metrics, train.sample, part, seed=seed, failures=failures
+            )
+        except PluginError as error:
+            self.failed += [f"{line}; there are no scores of a constant" for line in error.lines]
+            return None
 
     def _write_predictions(
         self, part: Part, before: Sequence[Any], after: Sequence[Any], scores: Mapping[str, Scores]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from ptkit.components import Tracker
 from ptkit.engine.files import WriteError, whole_file
+from ptkit.engine.stopping import Interrupted
+from ptkit.isolation import named, one_line
 from ptkit.records import RunInfo
 
 
@@ -35,15 +38,15 @@ class Tracking:
         path: Path,
         trackers: Sequence[Tracker],
         run: RunInfo,
-        warning: Callable[[str], None],
+        failure: Callable[[str], None],
         *,
         upto: int = 0,
     ) -> None:
         self._path = path
         self._trackers = list(trackers)
-        self._warning = warning
+        self._failure = failure
         self._cut_back(upto)
-        self._each(lambda tracker: tracker.start(run))
+        self._each("start()", lambda tracker: tracker.start(run))
 
     def _cut_back(self, upto: int) -> None:
         kept = []
@@ -60,22 +63,23 @@ class Tracking:
                 file.write(_line({"event": kind, **values}))
         except OSError as error:
             raise WriteError(f"{self._path}: can't be written: {error.strerror}") from error
-        self._each(lambda tracker: tracker.event(kind, values))
+        self._each(f"event({kind!r})", lambda tracker: tracker.event(kind, deepcopy(values)))
 
     def finish(self) -> None:
-        self._each(lambda tracker: tracker.finish())
+        """Let the trackers go; called once, however the run ends."""
+        self._each("finish()", lambda tracker: tracker.finish())
+        self._trackers.clear()
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, what: str, call: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            except Exception as error:
+            except Interrupted:
+                raise
+            except (Exception, SystemExit) as error:
                 self._trackers.remove(tracker)
-                text = " ".join(str(error).split())
-                self._warning(
-                    f"tracker {tracker.name!r} failed and is left out: "
-                    f"{type(error).__name__}: {text}"
-                )
+                raised = f"{named(tracker)}: {what} raised {one_line(error)}"
+                self._failure(f"{raised}; it is left out, and the run goes on")
 
 
 def _line(event: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ from ptkit.engine.attention import KeyValue
 from ptkit.engine.loss import at_least_float32
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
-from ptkit.errors import PluginError, PtkitError
+from ptkit.errors import PtkitError
+from ptkit.isolation import blamed, fault
 from ptkit.recipe import TrainSettings
+from ptkit.records import EncodedRow
 
 
 @dataclass
@@ -82,12 +85,41 @@ def combine(loss: Loss, weights: Tensor, average: str) -> tuple[Tensor, Tensor]:
     return (weights * means).sum(), (weights * some).sum()
 
 
+def _culprits(
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    store: RowStore,
+    rows: Sequence[EncodedRow],
+) -> str:
+    """The origins of the records whose own loss fails, or of all in the micro-batch."""
+    if store.origins is None:
+        return ""
+    records = list(dict.fromkeys(row.record for row in rows))
+    found = []
+    for record in records:
+        own = [row for row in rows if row.record == record]
+        try:
+            with torch.no_grad():
+                head.loss(module, model.states(own), own)
+        except (Exception, SystemExit):
+            found.append(record)
+    shown = found or records
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return ", ".join(str(store.origins[record]) for record in shown[:3]) + more
+
+
 def _checked(head: TaskHead, loss: Loss, groups: int) -> Loss:
+    if not isinstance(loss, tuple) or len(loss) != 2:
+        got = type(loss).__name__
+        raise fault(head, f"loss() must return ptkit.Loss(sums, weights), got {got}")
     for name, values in zip(("sums", "weights"), loss, strict=True):
-        if tuple(values.shape) != (groups,):
-            raise PluginError(
-                f"task {head.name!r}: loss() must return {name} of shape [{groups}], one entry a "
-                f"loss group, got {list(values.shape)}"
+        shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != [groups]:
+            raise fault(
+                head,
+                f"loss() must return {name} of shape [{groups}], one entry a loss group, "
+                f"got {shape}",
             )
     return loss
 
@@ -111,7 +143,9 @@ def total_loss(
     for batch in split:
         rows = [store[i] for group in batch for i in groups[group]]
         weights = torch.tensor([store[groups[group][0]].weight for group in batch])
-        loss = _checked(head, head.loss(module, model.states(rows), rows), len(batch))
+        states = model.states(rows)
+        with blamed(head, "loss()", partial(_culprits, model, head, module, store, rows)):
+            loss = _checked(head, head.loss(module, states, rows), len(batch))
         numerator, denominator = combine(
             loss, weights.float().to(model.device), settings.loss_average
         )

@@ -1,7 +1,10 @@
 """Contract checks for plugins, and a tiny model to run them on.
 
 Public, like `ptkit` itself: the checks that ptkit's own plugins pass are the ones that others get.
-The names load lazily (PEP 562): only `tiny_model` and `check_task_head` import torch.
+The names load lazily (PEP 562): only `tiny_model`, `check_task_head` and `check_backbone` import
+torch. Fixtures for pytest are in `ptkit.testing.fixtures`, which a plugin's ``conftest.py`` names::
+
+    pytest_plugins = ["ptkit.testing.fixtures"]
 """
 
 from __future__ import annotations
@@ -10,25 +13,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptkit.testing.backbones import check_backbone
     from ptkit.testing.formats import check_dataset_format
     from ptkit.testing.heads import check_task_head
     from ptkit.testing.metrics import check_metric
     from ptkit.testing.tiny import TinyBackbone, WordTokenizer, tiny_model
+    from ptkit.testing.trackers import check_tracker
 
 _HOMES = {
+    "ptkit.testing.backbones": "check_backbone",
     "ptkit.testing.formats": "check_dataset_format",
     "ptkit.testing.heads": "check_task_head",
     "ptkit.testing.metrics": "check_metric",
     "ptkit.testing.tiny": "TinyBackbone WordTokenizer tiny_model",
+    "ptkit.testing.trackers": "check_tracker",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "TinyBackbone",
     "WordTokenizer",
+    "check_backbone",
     "check_dataset_format",
     "check_metric",
     "check_task_head",
+    "check_tracker",
     "tiny_model",
 ]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from ptkit.components import Backbone, TaskHead, Tokenizer
 from ptkit.data import RowStore
 from ptkit.records import IGNORE, Geometry, HeadInfo, Record, Row
 from ptkit.testing.faults import Subject, same
-from ptkit.testing.losses import Bench, check_losses
+from ptkit.testing.losses import Bench, check_losses, one_thread
 from ptkit.testing.tiny import TinyBackbone
 
 _ALONE = 8  # rows whose output is also asked for without the others
@@ -44,20 +43,9 @@ def check_task_head(
     subject = Subject(head, TaskHead)
     subject.check_component()
     _check_records(subject, head, [*records, *unanswered])
-    with _one_thread():
+    with one_thread():
         _check(subject, head, records, unanswered, backbone)
     subject.check_import()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So small a model only waits for further threads, on a busy machine thirty times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check(
@@ -177,7 +165,7 @@ def _encode(subject: Subject, head: TaskHead, record: Record, backbone: Backbone
     if not same(first, second):
         raise subject.fault(f"{where} gives other rows the second time; rows follow the record")
     for row in first:
-        for name in ("tokens", "labels", "token_types"):
+        for name in ("tokens", "labels", "token_types", "places"):
             values = getattr(row, name)
             if not isinstance(values, tuple) or not all(map(_is_int32, values)):
                 raise subject.fault(
@@ -202,6 +190,11 @@ def _encode(subject: Subject, head: TaskHead, record: Record, backbone: Backbone
             )
         if type(row.cut) is not int or row.cut < 0:
             raise subject.fault(f"{where}: cut must count tokens, got {row.cut!r}")
+        if type(row.cut_targets) is not int or not 0 <= row.cut_targets <= row.cut:
+            raise subject.fault(
+                f"{where}: cut_targets counts those of the {row.cut} tokens in cut that were to be "
+                f"trained on, got {row.cut_targets!r}"
+            )
     return first
 
 
@@ -239,7 +232,7 @@ def _check_labels(
                     f"{where}: the labels don't line up with the tokens, {len(row.labels)} labels "
                     f"for {len(row.tokens)} tokens; give one a token, ptkit.IGNORE for no training"
                 )
-        elif by_token and head.labels:
+        elif head.labels and (by_token or len(row.labels) == 1):
             wrong = [x for x in row.labels if x != IGNORE and not 0 <= x < len(head.labels)]
             if wrong:
                 raise subject.fault(

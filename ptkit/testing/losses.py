@@ -23,6 +23,17 @@ _PREFIX_LENGTH = 3
 _SUMS_HINT = "return ptkit.Loss(sums, weights) with one entry a group, and let the engine divide"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So small a model only waits for further threads, on a busy machine thirty times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Bench:
     """A head, its module and its rows on a tiny model in both layouts, with one prefix."""
 

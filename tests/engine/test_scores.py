@@ -70,8 +70,8 @@ def test_a_total_of_its_own_is_kept() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score_rows([Same(Same.Settings())], []) == ({}, [], {})
-    assert score_rows([Same(Same.Settings())], pairs(("a", None))) == ({}, [{}], {})
+    assert score_rows([Same(Same.Settings())], [])[:3] == ({}, [], {})
+    assert score_rows([Same(Same.Settings())], pairs(("a", None)))[:3] == ({}, [{}], {})
 
 
 def test_two_metrics_with_one_name() -> None:

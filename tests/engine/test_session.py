@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ptkit_tasks.generation import Generation
 from safetensors.torch import load_file
 
 import ptkit
@@ -17,7 +18,7 @@ from ptkit.engine.checkpoint import load_trainable
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.session import run
 from ptkit.engine.train import Trainable
-from ptkit.errors import DataError, PluginError, PtkitError
+from ptkit.errors import DataError, PtkitError
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry
 
@@ -316,12 +317,13 @@ def test_a_failing_tracker_is_reported_once_and_ends_nothing(
     recipe = make_recipe(trackers=[{"kind": "flaky"}])
     result = run(recipe, out=tmp_path / "run", device="cpu", reporter=reporter)
     assert [t for t in reporter.warnings if "flaky" in t] == [
-        "tracker 'flaky' failed and is left out: ConnectionError: no network"
+        "tracker 'flaky' (ptkit-extras 1.0): event('untuned') raised ConnectionError: no network; "
+        "it is left out, and the run goes on"
     ]
     assert result.scores
 
 
-def test_a_metric_that_repeats_a_score_name_is_refused(
+def test_a_metric_that_repeats_a_score_name_is_left_out(
     make_recipe: MakeRecipe, tmp_path: Path, registry: Registry
 ) -> None:
     class Twin(ptkit.RowMetric):
@@ -338,8 +340,27 @@ def test_a_metric_that_repeats_a_score_name_is_refused(
 
     registry.register(Plugin(), Owner("twin", "ptkit-twin", "1.0"))
     recipe = make_recipe(metrics=[{"kind": "bleu-char"}, {"kind": "twin"}])
-    with pytest.raises(PluginError, match="'twin': another metric already gives 'bleu-4'"):
-        run(recipe, out=tmp_path / "run", device="cpu")
+    reporter = RecordingReporter()
+    result = run(recipe, out=tmp_path / "run", device="cpu", reporter=reporter)
+    assert set(result.scores["after"]) == {"bleu-4", "attribute-share"}
+    assert reporter.warnings == [
+        "metric 'twin': another metric already gives 'bleu-4'; its scores are left out"
+    ]
+
+
+def test_a_head_is_built_with_the_training_rows_where_it_trains(
+    make_recipe: MakeRecipe, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def build(head: Generation, info: ptkit.HeadInfo) -> None:
+        seen.append((len(list(info.rows)), len(list(info.rows))))  # again and again
+
+    monkeypatch.setattr(Generation, "build", build)
+    result = run(make_recipe(), out=tmp_path / "run", device="cpu")
+    assert seen == [(20, 20)]
+    ptkit.load("tiny", result.adapter, registry=registry, device="cpu")
+    assert seen[1:] == [(0, 0)]
 
 
 def test_a_checkpoint_holds_all_that_trains(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -141,6 +141,29 @@ class CutText(Mood):
         return [ptkit.Row((3, 4), cut=-1)]
 
 
+class ManyCutTargets(Mood):
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        return [ptkit.Row((3, 4), cut=1, cut_targets=2)]
+
+
+class ListPlaces(Mood):
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        return [ptkit.Row((3, 4), places=[0])]  # type: ignore[arg-type]
+
+
+class FloatPlaces(Mood):
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        return [ptkit.Row((3, 4), places=(0.5,))]  # type: ignore[arg-type]
+
+
+class OneLabelOutside(Mood):
+    """The label's number, counted from 1."""
+
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        (row,) = super().encode(record, tokenizer)
+        return [dataclasses.replace(row, labels=tuple(label + 1 for label in row.labels))]
+
+
 class LabelOutside(Mood):
     """A label a token, one more than there are."""
 
@@ -426,6 +449,10 @@ class NoRecordType(Mood):
         (UnknownToken, "token 64 is outside the vocabulary of 64 ids"),
         (HalfTypes, "1 token types for 2 tokens"),
         (CutText, "cut must count tokens, got -1"),
+        (ManyCutTargets, "cut_targets counts those of the 1 tokens in cut .*, got 2"),
+        (ListPlaces, r"places must be a tuple of plain ints of 32 bits, got \[0\]"),
+        (FloatPlaces, r"places must be a tuple of plain ints of 32 bits, got \(0.5,\)"),
+        (OneLabelOutside, r"label 3 is outside the 3 labels \('bad', 'good', 'so-so'\)"),
         (LabelOutside, r"label 3 is outside the 3 labels \('bad', 'good', 'so-so'\)"),
         (EncodeRaises, "encode.. of the record from moods.txt:1 raised AttributeError"),
         (Unsorted, "collect_labels.. gave .*, then .*; sort a set"),
