@@ -19,7 +19,7 @@ from ptkit.components import (
     Transform,
 )
 from ptkit.data import Part, RowStore, collect_labels, encode_part, read_parts
-from ptkit.errors import PtkitError
+from ptkit.errors import PtkitError, RecipeError
 from ptkit.isolation import blamed
 from ptkit.recipe import PrefixSettings, Recipe
 from ptkit.records import Record, Row
@@ -95,6 +95,11 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
     head: TaskHead = _made(recipe.task.create(), TaskHead)
     with blamed(backbone, "its geometry"):
         geometry = backbone.geometry
+    if head.needs_lm_head and not geometry.causal:
+        raise RecipeError(
+            f"task.kind: {head.name!r} needs a causal model, but backbone.kind {backbone.name!r} "
+            "has no LM head; use another backbone, or another task"
+        )
     with blamed(backbone, "its tokenizer"):
         tokenizer = backbone.tokenizer
     parts = read_parts(form, transforms, seed=recipe.train.seed)

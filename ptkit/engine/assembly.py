@@ -120,11 +120,7 @@ def _backbone_section(
         if recorded.get("kind") == kind:
             section = dict(recorded)
     if kind is None:
-        kinds = registry.names("backbone")
-        if len(kinds) != 1:
-            installed = ", ".join(kinds) or "none is installed"
-            raise PtkitError(f"the kind of the base model is not given; give one of: {installed}")
-        kind = kinds[0]
+        kind = _kind_of(source, registry)
     registry.find("backbone", kind)
     if source is None:
         source = _named_source(adapter, section.get("source"), registry)
@@ -132,6 +128,24 @@ def _backbone_section(
         raise CheckpointError(f"{source}: no such model folder, and no plugin knows that name")
     section |= {"kind": kind, "source": FromCommandLine(source)}
     return section if dtype == "auto" else {**section, "dtype": dtype}
+
+
+def _kind_of(source: str | None, registry: Registry) -> str:
+    """The only kind installed, or the only one that recognises the model."""
+    kinds = registry.names("backbone")
+    if len(kinds) > 1 and source is not None:
+        path = registry.resolve_source(source) or Path(source).expanduser()
+        known = {kind: registry.components["backbone"][kind].component for kind in kinds}
+        found = [
+            kind
+            for kind, component in known.items()
+            if issubclass(component, Backbone) and component.recognises(path)
+        ]
+        kinds = found if len(found) == 1 else kinds
+    if len(kinds) != 1:
+        installed = ", ".join(kinds) or "none is installed"
+        raise PtkitError(f"the kind of the base model is not given; give one of: {installed}")
+    return kinds[0]
 
 
 def _named_source(adapter: Adapter | None, name: object, registry: Registry) -> str:

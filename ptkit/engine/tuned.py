@@ -205,7 +205,7 @@ def load(
     ``backbone``: a model folder, a named source such as "nano", or a `Backbone`; None is the source
     that the adapter names, if a plugin has it. ``adapter``: its folder, or the run folder that it
     lies in. ``kind``: the backbone plugin that reads the model; by default the adapter's, or the
-    only one installed. ``device``: "auto", "cpu", "cuda"; ``dtype``: "auto" (as the adapter's
+    one that recognises it. ``device``: "auto", "cpu", "cuda"; ``dtype``: "auto" (as the adapter's
     recipe says, else by device), "float32", "bfloat16", "float16". ``overrides``: changes to the
     adapter's recipe.
 

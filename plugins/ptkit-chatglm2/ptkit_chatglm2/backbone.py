@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import ptkit
@@ -126,6 +128,14 @@ class ChatGLM2(ptkit.Backbone):
         return ptkit.LoadedBackbone(
             body=body, attentions=[layer.self_attn for layer in body.layers], lm_head=model.lm_head
         )
+
+    @classmethod
+    def recognises(cls, source: Path) -> bool:
+        try:
+            data = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(data, dict) and data.get("model_type") == "chatglm"
 
     def outline(self) -> ptkit.LoadedBackbone:
         import torch

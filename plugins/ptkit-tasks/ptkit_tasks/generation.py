@@ -36,6 +36,7 @@ class Generation(ptkit.TaskHead):
     name = "generation"
     accepts = ptkit.GenerationRecord
     predicts = "text"
+    needs_lm_head = True
 
     class Settings(ptkit.Settings):
         max_source_tokens: int = Field(256, ge=1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import ptkit
-from ptkit_transformers.config import ModelConfig, read_config
+from ptkit_transformers.config import ModelConfig, read_config, read_json
+from ptkit_transformers.families import FAMILIES
 from ptkit_transformers.gguf import gguf_tensors
 from ptkit_transformers.tokenizer import FastTokenizer
 from ptkit_transformers.weights import Stored, fingerprint, stored_tensors
@@ -26,6 +28,17 @@ class TransformersBackbone(ptkit.Backbone):
         pass
 
     settings: Settings
+
+    @classmethod
+    def recognises(cls, source: Path) -> bool:
+        """A folder whose model_type is one of the tested families of this kind, or a GGUF file."""
+        if source.suffix == ".gguf":
+            return cls.causal
+        try:
+            kind = read_json(source / "config.json").get("model_type")
+        except ptkit.CheckpointError:
+            return False
+        return kind in FAMILIES and FAMILIES[kind].causal == cls.causal
 
     @cached_property
     def config(self) -> ModelConfig:
