@@ -110,8 +110,8 @@ class TrainSettings(Settings):
     """Records an optimiser step; memory use is set by tokens_per_micro_batch."""
     learning_rate: float = Field(2e-2, gt=0)
     """The highest learning rate of the schedule."""
-    head_learning_rate: float | None = Field(None, gt=0)
-    """That of the head's own weights, where it has any; learning_rate if not given."""
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """That of the head's own weights, where it has any."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(0, ge=0)

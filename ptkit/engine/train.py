@@ -220,7 +220,7 @@ def make_optimizer(trainable: Trainable, settings: TrainSettings) -> torch.optim
     A parameter group's ``share`` is its learning rate over that of the prefix.
     """
     head = [] if trainable.module is None else list(trainable.module.parameters())
-    share = (settings.head_learning_rate or settings.learning_rate) / settings.learning_rate
+    share = settings.head_learning_rate / settings.learning_rate
     groups = [{"params": list(trainable.prefix.parameters()), "share": 1.0}]
     if head:
         groups.append({"params": head, "share": share})

@@ -134,8 +134,9 @@ class SpanExtraction(ptkit.TaskHead):
             )
         ids, spans = context
         answer = None
-        if record.answers:
-            answer = answer_tokens(record.answers[0], spans)
+        here = [answer for answer in record.answers or () if answer.start >= 0]
+        if here:
+            answer = answer_tokens(here[0], spans)
         windows = token_windows(len(ids), room, settings.stride, settings.max_answer_tokens)
         targets = [() if record.answers is None else _target(answer, window) for window in windows]
         lost = 0

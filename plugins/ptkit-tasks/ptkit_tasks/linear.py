@@ -26,7 +26,7 @@ class PooledSettings(ptkit.Settings):
     pooling: Pooling = "auto"
     """Which state stands for the row: the first token's, the last one's, or the mean of all; auto:
     the first on encoders, the last on causal models."""
-    hidden: Literal["none", "tanh"] = "none"
+    hidden: Literal["none", "tanh"] = "tanh"
     """A trainable dense layer in front of the output, as wide as the backbone: none, or with
     tanh."""
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -95,6 +95,8 @@ def run_toy(tmp_path: Path, toy_registry: Callable[..., Registry]) -> RunToy:
         resume: bool = False,
     ) -> ptkit.RunResult:
         registry = toy_registry(head, {"train": train, "test": test})
+        # a single layer learns what these few rows tell apart in a hundred steps
+        plain = {"hidden": "none"} if "hidden" in head.Settings.model_fields else {}
         data = {
             "ptkit": 1,
             "backbone": {
@@ -106,12 +108,13 @@ def run_toy(tmp_path: Path, toy_registry: Callable[..., Registry]) -> RunToy:
             "prefix": {"length": 4},
             "dataset": {"kind": "records", "train": "train", "test": "test"},
             "transforms": list(transforms),
-            "task": {"kind": head.name, **(task or {})},
+            "task": {"kind": head.name, **plain, **(task or {})},
             "metrics": [{"kind": "equal"}],
             "train": {
                 "max_steps": 100,
                 "batch_size": 16,
                 "learning_rate": 0.05,
+                "head_learning_rate": (training or {}).get("learning_rate", 0.05),
                 **(training or {}),
             },
         }

@@ -32,7 +32,7 @@ def record(
 
 
 def head(**settings: Any) -> MultipleChoice:
-    return MultipleChoice(MultipleChoice.Settings(**settings))
+    return MultipleChoice(MultipleChoice.Settings(**{"hidden": "none", **settings}))
 
 
 class Marking(WordTokenizer):

@@ -36,15 +36,19 @@ def record(text: str, label: Label = None, second: str | None = None, line: int 
 
 
 def single(trained: Sequence[str] = (), **settings: Any) -> SequenceClassification:
-    return SequenceClassification(SequenceClassification.Settings(**settings), trained)
+    return SequenceClassification(
+        SequenceClassification.Settings(**{"hidden": "none", **settings}), trained
+    )
 
 
 def multi(trained: Sequence[str] = (), **settings: Any) -> MultiLabelClassification:
-    return MultiLabelClassification(MultiLabelClassification.Settings(**settings), trained)
+    return MultiLabelClassification(
+        MultiLabelClassification.Settings(**{"hidden": "none", **settings}), trained
+    )
 
 
 def regression(**settings: Any) -> SequenceRegression:
-    return SequenceRegression(SequenceRegression.Settings(**settings))
+    return SequenceRegression(SequenceRegression.Settings(**{"hidden": "none", **settings}))
 
 
 def info(hidden_size: int = 8, *, causal: bool = False, rows: Any = (), seed: int = 0) -> Any:

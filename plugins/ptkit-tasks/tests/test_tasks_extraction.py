@@ -510,7 +510,12 @@ def test_a_run_learns_to_answer(tmp_path: Path, causal: bool) -> None:
                 "max_answer_tokens": 3,
             },
             "metrics": [{"kind": "exact"}],
-            "train": {"max_steps": 150, "batch_size": 16, "eval_every": 50},
+            "train": {
+                "max_steps": 150,
+                "batch_size": 16,
+                "eval_every": 50,
+                "head_learning_rate": 2e-2,
+            },
         },
         folder=tmp_path,
         name="toy",
@@ -536,3 +541,19 @@ def test_scores_are_finite_numbers() -> None:
     for none, spans in head.outputs(module, states, rows):
         assert math.isfinite(none)
         assert all(math.isfinite(score) for score, _, _ in spans)
+
+
+def test_an_answer_that_is_not_in_the_context_is_not_trained_on() -> None:
+    """Its start is -1; the next answer that is there takes its place, if there is one."""
+    head, tokenizer = head_of(), WordTokenizer(["a", "b", "c", "q"])
+    lost, there = ptkit.Answer("x y", -1), ptkit.Answer("c", 4)
+    rows = [
+        head.encode(
+            ptkit.ExtractionRecord(
+                origin=ptkit.Origin("f", 1), key="1", question="q", context="a b c", answers=answers
+            ),
+            tokenizer,
+        )[0]
+        for answers in ((lost,), (lost, there))
+    ]
+    assert [row.labels for row in rows] == [(), (3, 3)]
