@@ -267,6 +267,14 @@ class Backbone(Component):
         Raises `CheckpointError` for weights that are missing, unexpected or of another shape.
         """
 
+    @classmethod
+    def recognises(cls, source: Path) -> bool:
+        """Whether the model at ``source`` is of this kind, as its small files tell.
+
+        Asked where nobody names a kind, such as in ``ptkit.load("nano")``; it raises nothing.
+        """
+        return False
+
     def outline(self) -> LoadedBackbone:
         """The modules of `load` with any weights, for what the configuration decides, such as the
         rotary embedding; a backbone that can make them without reading its weights overrides it."""
@@ -300,6 +308,8 @@ class TaskHead(Component):
     accepts: ClassVar[type[Record]]
     predicts: ClassVar[str]
     """The kind of its predictions ("text", "label", …); a metric must score that kind."""
+    needs_lm_head: ClassVar[bool] = False
+    """Whether it works through the backbone's LM head, which encoders lack."""
     rows_share_loss: ClassVar[bool] = False
     """Whether all rows of a record form one loss (choices) and stay in one micro-batch."""
 
@@ -397,6 +407,8 @@ class Metric(Component):
     scores: ClassVar[str]
     """The kind of prediction that it scores, see `TaskHead.predicts`."""
     unit: ClassVar[str] = "percent, 0–100"
+    lower_is_better: ClassVar[bool] = False
+    """Whether a smaller score is the better one, such as that of an error."""
 
     @abstractmethod
     def score(self, pairs: Sequence[Pair]) -> dict[str, float]:

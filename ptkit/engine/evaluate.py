@@ -283,4 +283,6 @@ def best_constant(
 
 
 def _first(scores: Scores) -> float:
-    return next(iter(scores.total.values()))
+    """The first score; negative where less is better."""
+    name, value = next(iter(scores.total.items()))
+    return -value if scores.metrics[name].lower_is_better else value

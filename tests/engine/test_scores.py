@@ -95,3 +95,23 @@ def test_the_best_constant_has_scores_of_rows() -> None:
     assert best is not None
     assert best[0] == "a"
     assert best[1].rows == [{"same": 100.0}, {"same": 100.0}]
+
+
+def test_the_best_constant_of_an_error_is_the_smallest() -> None:
+    class Far(Same):
+        name = "far"
+        lower_is_better = True
+
+    class Head:
+        def constants(self, records: Sequence[Record], *, seed: int) -> list[str]:
+            return ["a", "b"]
+
+        def reference(self, record: Record) -> str:
+            return "a"
+
+    records = [Record(origin=Origin("a", 1))]
+    part = Part.of("validation", SourcePath("a", __import__("pathlib").Path("a")), records)
+    part.origins.append(records[0].origin)
+    best = best_constant(Head(), [Far(Far.Settings())], records, part, seed=0)  # type: ignore[arg-type]
+    assert best is not None
+    assert best[0] == "b"  # "same" is 100 for "a", which is the worse error

@@ -76,6 +76,7 @@ class MeanError(_NumberMetric):
 
     name = "mean-error"
     unit = "the labels' own unit (lower is better)"
+    lower_is_better = True
 
     def score(self, pairs: Sequence[Pair]) -> dict[str, float]:
         errors = [abs(x - y) for x, y in zip(*self.columns(pairs), strict=True)]
