@@ -549,7 +549,7 @@ def summary(found: dict[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
             line = f"  {name:12} {means[name]:6.2f} {spread:6} {runs[0]['trainable']:>11,} trained"
             line += f" {statistics.mean(run['seconds'] for run in runs):7.0f} s"
             if name in PREFIX and {"probe", "full"} <= means.keys():
-                way = means["full"] - means["probe"] or float("nan")
+                way = means["full"] - means["probe"] or float("nan")  # no way to go
                 line += f"   {100 * (means[name] - means['probe']) / way:4.0f} % of the way"
             if name in PREFIX and "peft-prefix" in methods:
                 peft = methods["peft-prefix"]
