@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,6 @@ def ptkit_register_metrics():
 HOOK = "import ptkit\n\n@ptkit.hookimpl\ndef ptkit_register_metrics():\n    {body}\n"
 
 Install = Callable[..., None]
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on sys.path for distributions; what is imported from it is forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if name.startswith("isolated_"):
-            del sys.modules[name]
 
 
 @pytest.fixture

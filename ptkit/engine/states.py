@@ -40,13 +40,18 @@ class States:
 
         Example: ``at([[0], [1, 2]])`` gives three states: row 0's first, row 1's second and third.
         """
-        wanted: list[int] = []
-        for row, (start, length) in enumerate(zip(self._starts, self.lengths, strict=True)):
-            for position in positions[row]:
-                if not 0 <= position < length:
-                    raise IndexError(f"position {position} of row {row}, which has {length} tokens")
-                wanted.append(start + position)
-        return self.hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)]
+        every = range(len(self))
+        counts = torch.tensor([len(positions[row]) for row in every])
+        wanted = torch.tensor([p for row in every for p in positions[row]], dtype=torch.long)
+        starts, lengths = torch.tensor(self._starts), torch.tensor(self.lengths)
+        beyond = (wanted < 0) | (wanted >= lengths.repeat_interleave(counts))
+        if bool(beyond.any()):
+            place = int(beyond.nonzero()[0])
+            row = int(torch.arange(len(self)).repeat_interleave(counts)[place])
+            raise IndexError(
+                f"position {int(wanted[place])} of row {row}, which has {self.lengths[row]} tokens"
+            )
+        return self.hidden[(starts.repeat_interleave(counts) + wanted).to(self.device)]
 
     @property
     def first(self) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ptkit.engine.loss import token_loss
+from ptkit.engine.states import States
 
 
 @pytest.fixture
@@ -46,3 +47,12 @@ def test_no_targets_give_no_losses_but_a_gradient(lm_head: nn.Linear) -> None:
     losses = token_loss(hidden, torch.zeros(0, dtype=torch.long), lm_head)
     assert losses.shape == (0,)
     losses.sum().backward()
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_a_position_that_a_row_has_not(position: int) -> None:
+    states = States(torch.randn(5, 4), [3, 2], None, causal=True)
+    with pytest.raises(IndexError, match=f"position {position} of row 1, which has 2 tokens"):
+        states.at([[0, 2], [1, position]])
+    assert states.at([[2, 0], []]).equal(states.hidden[[2, 0]])
+    assert states.at([[], []]).shape == (0, 4)

@@ -112,3 +112,15 @@ def test_rows_of_one_batch_can_see_different_prefixes() -> None:
         together = model.states([row] * 3, prefix_of_row=[0, 1, -1]).hidden.split(4)
         for got, wanted in zip(together, alone, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_text_start_on_a_table_of_positions() -> None:
+    """The keys of the first layer are those of the text in a row of its own, at 0, 1, 2."""
+    model = tiny_model(TinyBackbone(TinyBackbone.Settings(causal=False)))
+    text = [5, 6, 7]
+    embedded = model.body.embeddings(
+        input_ids=torch.tensor([text]), position_ids=torch.arange(3)[None]
+    )
+    expected = model.attentions[0].key(embedded).view(1, 3, 4, 8).transpose(1, 2)
+    key, _ = model.keys_and_values(text)[0]
+    assert torch.allclose(key, expected, atol=1e-6)

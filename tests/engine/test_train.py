@@ -6,22 +6,28 @@ import math
 
 import pytest
 import torch
+from ptkit_tasks.classification import SequenceClassification
 from ptkit_tasks.generation import Generation
 
+from ptkit.batching import Order
 from ptkit.components import Loss
 from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import (
+    Progress,
     Trainable,
+    Training,
+    Watcher,
     combine,
     learning_rate,
     make_optimizer,
     step_generator,
     step_gradients,
+    train,
 )
 from ptkit.recipe import TrainSettings
-from ptkit.records import IGNORE, Geometry, Row
+from ptkit.records import IGNORE, Geometry, HeadInfo, Row
 from ptkit.testing import TinyBackbone, tiny_model
 
 PREFIX = 3
@@ -241,3 +247,33 @@ def test_dropout_is_keyed_by_seed_and_step() -> None:
 def test_schedules(schedule: str, rates: list[float]) -> None:
     settings = TrainSettings(max_steps=6, warmup_steps=2, schedule=schedule, learning_rate=1.0)
     assert [learning_rate(settings, step, 6) for step in range(6)] == pytest.approx(rates)
+
+
+def test_the_head_has_a_learning_rate_of_its_own() -> None:
+    """The first step of AdamW moves every weight that has a gradient by the learning rate."""
+    backbone = TinyBackbone(TinyBackbone.Settings(causal=False))
+    head = SequenceClassification(SequenceClassification.Settings(dropout=0.0), ("a", "b"))
+    store = RowStore()
+    for label in (0, 1):
+        store.append([Row((2, 5, 6 + label), (label,))])
+    module = head.build(HeadInfo(32, backbone.geometry.vocab_size, False))
+    trainable = Trainable(PrefixEncoder(backbone.geometry, 2), module)
+    trainable.prefix.initialize(std=1.0, seed=0)
+    before = {name: p.detach().clone() for name, p in trainable.named_parameters().items()}
+    settings = TrainSettings(
+        max_steps=1, batch_size=2, learning_rate=2e-2, head_learning_rate=1e-3, clip_norm=0
+    )
+    training = Training(
+        tiny_model(backbone),
+        trainable,
+        head,
+        store,
+        settings,
+        Order(2, 2, seed=0),
+        1,
+        make_optimizer(trainable, settings),
+    )
+    train(training, Watcher(), Progress())
+    for name, rate in (("prefix.embedding.weight", 2e-2), ("head.output.weight", 1e-3)):
+        moved = (trainable.named_parameters()[name].detach() - before[name]).abs()
+        assert float(moved.max()) == pytest.approx(rate, rel=1e-2)
