@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ptkit.errors import CheckpointError
 
 IMPLEMENTATION = "ptkit"
 NO_PREFIX = -1
+BLOCK = 64  # queries or keys of one row that a kernel takes at a time
 # What models hand through to the attention function that changes no result here.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -49,6 +51,22 @@ def set_prefix(attentions: Iterable[nn.Module], prefix: Sequence[KeyValue] | Non
         setattr(module, _VALUE, value)
 
 
+def by_layer(stacked: Tensor) -> list[KeyValue]:
+    """[2l, a, g, p, d] as the keys and values of each layer."""
+    tensors = stacked.unbind(0)
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+class Scores(NamedTuple):
+    """How an attention module makes scores of queries and keys, besides who sees whom."""
+
+    scaling: float
+    window: int | None = None
+    """A query sees so many keys at most, itself included; both ways if it is not causal."""
+    softcap: float | None = None
+    """c bends a score x to c·tanh(x / c) before the mask (Gemma 2)."""
+
+
 class Layout(ABC):
     """How the rows of a forward pass lie in its tensors, and which prefix each row sees."""
 
@@ -59,19 +77,9 @@ class Layout(ABC):
 
     @abstractmethod
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
-        """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values.
-
-        ``softcap`` c bends scores x to c·tanh(x / c) before the mask (Gemma 2).
-        """
+        """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values."""
 
 
 def row_mask(queries: int, keys: int, prefix: int, *, causal: bool, window: int | None) -> Tensor:
@@ -100,68 +108,55 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
 
 
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    *,
-    grouped: bool,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores, *, grouped: bool
 ) -> Tensor:
-    """[b, n, q, d]: attention by torch's kernels, which know no ``softcap``, or step by step.
+    """[b, n, q, d]: attention by torch's kernels, which know no softcap, or step by step.
 
     ``grouped``: keys and values have a head for several of the queries'.
     """
-    if softcap is None:
+    if scores.softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
+            query, key, value, attn_mask=mask, scale=scores.scaling, enable_gqa=grouped
         )
     repeats = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-    scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
+    capped = torch.tanh(query @ key.transpose(2, 3) * (scores.scaling / scores.softcap))
+    logits = capped * scores.softcap
     if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+        logits = logits + mask
+    return logits.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 class PackedRows(Layout):
     """Rows one after another in a single sequence: tensors of [1, n, t, d], t = the sum of
     ``lengths``.
 
-    The linears run on all tokens at once. Attention runs row by row on a CPU, and on a GPU on a
-    padded copy of queries, keys and values, where sixteen small kernels would cost more than the
-    padding.
+    The linears run on all tokens at once. Attention runs row by row, or, on a GPU, in kernels that
+    take all rows at once (`ptkit.engine.kernels`) and need nothing but ``blocks``, the
+    `block_table` on the device.
     """
 
     def __init__(
-        self, lengths: Sequence[int], prefix_of_row: Sequence[int], *, causal: bool
+        self,
+        lengths: Sequence[int],
+        prefix_of_row: Sequence[int],
+        *,
+        causal: bool,
+        blocks: Tensor | None = None,
     ) -> None:
         super().__init__(prefix_of_row, causal=causal)
         self.lengths = tuple(lengths)
+        self._blocks = blocks
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
-        attend = self._attend_padded if query.is_cuda else self._attend_rows
-        return attend(query, key, value, prefix, scaling, window, softcap)
+        if self._blocks is None or query.dtype == torch.float64:
+            return self._attend_rows(query, key, value, prefix, scores)
+        return attend_blocks(query, key, value, prefix, scores, self._blocks, causal=self.causal)
 
     def _attend_rows(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
         rows = zip(
             query.split(self.lengths, 2),
@@ -175,8 +170,8 @@ class PackedRows(Layout):
             if prefix is not None and index != NO_PREFIX:
                 k = torch.cat((prefix[0][index, None], k), dim=2)  # [1, g, p + s, d]
                 v = torch.cat((prefix[1][index, None], v), dim=2)
-            mask = self._row_mask(q, k.shape[2] - q.shape[2], window)
-            attended.append(_attention(q, k, v, mask, scaling, softcap, grouped=True))
+            mask = self._row_mask(q, k.shape[2] - q.shape[2], scores.window)
+            attended.append(_attention(q, k, v, mask, scores, grouped=True))
         return torch.cat(attended, dim=2).transpose(1, 2)
 
     def _row_mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor | None:
@@ -189,34 +184,48 @@ class PackedRows(Layout):
             self._masks[name] = _additive(seen, query)
         return self._masks[name]
 
-    def _attend_padded(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        scatter, gather, padded = self._padding(query.device)
-        q, k, v = (t[0].transpose(0, 1)[scatter].transpose(1, 2) for t in (query, key, value))
-        attended = padded.attend(q, k, v, prefix, scaling, window, softcap)  # [b, s, n, d]
-        return attended.flatten(0, 1)[gather][None]
 
-    def _padding(self, device: torch.device) -> tuple[Tensor, Tensor, PaddedRows]:
-        """Indices of packed tokens in padded rows [b, s] and back [t], made once a micro-batch."""
-        if "padding" not in self.__dict__:
-            lengths = torch.tensor(self.lengths)
-            longest = int(lengths.max())
-            real = torch.arange(longest) < lengths[:, None]  # [b, s]
-            scatter = torch.zeros(real.shape, dtype=torch.long)
-            scatter[real] = torch.arange(int(lengths.sum()))
-            gather = real.flatten().nonzero()[:, 0]
-            padded = PaddedRows(real, self.prefix_of_row, causal=self.causal)
-            self.__dict__["padding"] = (scatter.to(device), gather.to(device), padded)
-        found: tuple[Tensor, Tensor, PaddedRows] = self.__dict__["padding"]
-        return found
+def block_table(lengths: Sequence[int], prefix_of_row: Sequence[int]) -> Tensor:
+    """[blocks, 4] of int32: where a block starts, its row's end, its row's start, its prefix.
+
+    >>> block_table([3, 65], [0, -1]).tolist()
+    [[0, 3, 0, 0], [3, 68, 3, -1], [67, 68, 3, -1]]
+    """
+    blocks = []
+    first = 0
+    for length, prefix in zip(lengths, prefix_of_row, strict=True):
+        end = first + length
+        blocks += [(start, end, first, prefix) for start in range(first, end, BLOCK)]
+        first = end
+    return torch.tensor(blocks, dtype=torch.int32)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether packed rows on ``device`` go through Triton, which torch brings along on Linux."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def attend_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: KeyValue | None,
+    scores: Scores,
+    blocks: Tensor,
+    *,
+    causal: bool,
+) -> Tensor:
+    """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels."""
+    from ptkit.engine.kernels import packed_attention
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [t, n, d]
+    if prefix is None:
+        none = key.new_empty(1, key.shape[1], 0, key.shape[3])
+        prefix = none, none
+    window, softcap = scores.window or 0, scores.softcap or 0.0
+    out: Tensor
+    out, _ = packed_attention(q, k, v, *prefix, blocks, scores.scaling, window, softcap, causal)
+    return out[None]
 
 
 class RecordedRow(PackedRows):
@@ -227,17 +236,10 @@ class RecordedRow(PackedRows):
         self.seen: list[KeyValue] = []
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
         self.seen.append((key, value))
-        return super().attend(query, key, value, prefix, scaling, window, softcap)
+        return super().attend(query, key, value, prefix, scores)
 
 
 class PaddedRows(Layout):
@@ -251,14 +253,7 @@ class PaddedRows(Layout):
         self.real = real
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        prefix: KeyValue | None,
-        scaling: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
         length = 0
         if prefix is not None:
@@ -266,12 +261,12 @@ class PaddedRows(Layout):
             length = prefix[0].shape[2]
             key = torch.cat((prefix[0][index], key), dim=2)
             value = torch.cat((prefix[1][index], value), dim=2)
-        mask = self._mask(query, length, window)
+        mask = self._mask(query, length, scores.window)
         if query.is_cuda:  # with a mask, grouped heads leave the fused kernels there
             repeats = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
         grouped = not query.is_cuda
-        attended = _attention(query, key, value, mask, scaling, softcap, grouped=grouped)
+        attended = _attention(query, key, value, mask, scores, grouped=grouped)
         return attended.transpose(1, 2)
 
     def _mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor:
@@ -320,7 +315,8 @@ def prefix_attention(
     key_prefix = getattr(holder, _KEY, None)
     prefix = None if key_prefix is None else (key_prefix, getattr(holder, _VALUE))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended = ptkit_layout.attend(query, key, value, prefix, scaling, sliding_window, softcap)
+    scores = Scores(scaling, sliding_window, softcap)
+    attended = ptkit_layout.attend(query, key, value, prefix, scores)
     return attended, None
 
 

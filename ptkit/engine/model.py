@@ -18,9 +18,16 @@ from ptkit.engine.attention import (
     PackedRows,
     PaddedRows,
     RecordedRow,
+    block_table,
+    by_layer,
+    has_kernels,
     set_prefix,
 )
+from ptkit.engine.feeding import Rows
+from ptkit.engine.graphs import Graphs, Pack
+from ptkit.engine.repeated import RepeatedLayers
 from ptkit.engine.states import States
+from ptkit.engine.transfer import to_device
 from ptkit.errors import PtkitError
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 
@@ -80,7 +87,8 @@ class Model:
         self.body.set_attn_implementation(IMPLEMENTATION)
         for module in self.frozen_modules():
             module.eval().requires_grad_(False)
-        self._checkpointed: list[torch.nn.Module] = []
+        self._repeated = RepeatedLayers(self.body)
+        self._graphs: Graphs | None = None
         self.set_prefix(None)
 
     def frozen_modules(self) -> Iterator[torch.nn.Module]:
@@ -90,7 +98,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.body.parameters()).device
+        return next(self.attentions[0].parameters()).device  # embeddings may be on the host
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,9 +106,16 @@ class Model:
 
     # ---------------------------------------------------------------------------------- prefix
 
-    def set_prefix(self, prefix: Sequence[KeyValue] | None) -> None:
+    def set_prefix(self, prefix: Sequence[KeyValue] | Tensor | None) -> None:
         """Use these keys and values, [a, g, p, d] a layer, from now on; None: the untouched
-        model."""
+        model.
+
+        A tensor has them all, [2l, a, g, p, d], the keys of layer i at 2i and its values at 2i + 1.
+        """
+        self._stacked: Tensor | None = None
+        if isinstance(prefix, Tensor):
+            self._stacked = prefix.to(self.dtype)
+            prefix = by_layer(self._stacked)
         self.prefix = prefix
         cast = None
         if prefix is not None:
@@ -108,11 +123,13 @@ class Model:
         set_prefix(self.attentions, cast)
 
     @contextmanager
-    def using(self, prefix: Sequence[KeyValue] | None) -> Iterator[None]:
+    def using(self, prefix: Sequence[KeyValue] | Tensor | None) -> Iterator[None]:
         """Use another prefix, or none, inside a with block; a backward pass belongs inside it
         too."""
         before = self.prefix
         self.set_prefix(prefix)
+        if self._graphs is not None:
+            self._graphs.reset()
         try:
             yield
         finally:
@@ -146,97 +163,85 @@ class Model:
 
     # ---------------------------------------------------------------------------------- forward
 
+    def recompute_layers(self, count: int) -> None:
+        """Keep only the input of the first ``count`` repeated layers, and compute them again in the
+        backward pass; the memory of their activations is saved for their time."""
+        self._repeated.recomputed = count
+
     def enable_checkpointing(self) -> None:
-        """Recompute a layer's activations in the backward pass instead of keeping them."""
-        from transformers.modeling_layers import GradientCheckpointingLayer
+        """`recompute_layers` for all of them."""
+        self.recompute_layers(len(self._repeated))
 
-        body = self.body  # transformers renamed the method and warns about the old name
-        new = getattr(body, "activation_checkpointing_enable", None)
-        (new or body.gradient_checkpointing_enable)({"use_reentrant": False})
-        if hasattr(self.body, "disable_input_require_grads"):
-            self.body.disable_input_require_grads()
-        self._checkpointed = [
-            module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)
-        ]
+    def compile_layers(self, **options: Any) -> None:
+        """Compile the repeated layers' forward and backward passes, when they next run."""
+        self._repeated.compile(**options)
 
-    @contextmanager
-    def _recomputing(self) -> Iterator[None]:
-        """The layers' own training flag, which switches checkpointing on, during a forward pass
-        with gradients.
+    def use_graphs(self) -> None:
+        """Run packed rows with gradients through CUDA graphs from now on, which takes their launch
+        off the host; the graphs keep the memory of one pass."""
+        self._graphs = Graphs(self._pass_with)
 
-        The modules inside them stay in eval mode. Without gradients it stays off: a layer that
-        checkpoints drops its cache, and generation would go on without its past.
-        """
-        on = torch.is_grad_enabled()
-        for module in self._checkpointed:
-            module.training = on
-        try:
-            yield
-        finally:
-            for module in self._checkpointed:
-                module.training = False
+    def drop_graphs(self) -> None:
+        """Give back what `use_graphs` keeps."""
+        self._graphs = None
 
     def states(
         self, rows: Sequence[EncodedRow], prefix_of_row: Sequence[int] | None = None
     ) -> States:
         """The hidden states of ``rows``. ``prefix_of_row`` picks one of several prefixes a row, −1
         none."""
-        tokens = [row.tokens for row in rows]
-        types = None
-        if any(row.row.token_types for row in rows):
-            types = [row.row.token_types or (0,) * len(row.tokens) for row in rows]
+        rows = Rows.of(rows)
         chosen = self._prefix_of_rows(len(rows), prefix_of_row)
-        lengths = [len(row) for row in tokens]
         forward = self._packed if self.layout == "packed" else self._padded
         return States(
-            forward(tokens, types, lengths, chosen),
-            lengths,
-            self.lm_head,
-            causal=self.geometry.causal,
+            forward(rows, chosen), rows.lengths, self.lm_head, causal=self.geometry.causal
         )
 
-    def _packed(
-        self,
-        tokens: Sequence[Sequence[int]],
-        types: Sequence[Sequence[int]] | None,
-        lengths: Sequence[int],
-        chosen: Sequence[int],
-    ) -> Tensor:
-        layout = PackedRows(lengths, chosen, causal=self.geometry.causal)
-        ids = torch.tensor([[token for row in tokens for token in row]])
-        positions = torch.cat([torch.arange(length) for length in lengths])[None]
-        extra = {} if types is None else {"token_type_ids": [[t for row in types for t in row]]}
-        return self._forward(ids, positions, layout, extra)[0]
+    def _packed(self, rows: Rows, chosen: Sequence[int]) -> Tensor:
+        blocks = block_table(rows.lengths, chosen) if has_kernels(self.device) else None
+        pack = Pack(rows.ids, rows.positions + self.first_position, blocks, rows.token_types)
+        graphs, prefix = self._graphs, self._stacked
+        if graphs is not None and prefix is not None and prefix.requires_grad:
+            alone = not graphs.busy and all(index == 0 for index in chosen)
+            if alone and torch.is_grad_enabled():
+                return graphs(pack, prefix)
+        pack = pack.to(self.device)
+        layout = PackedRows(rows.lengths, chosen, causal=self.geometry.causal, blocks=pack.blocks)
+        return self._pass(pack, layout)
 
-    def _padded(
-        self,
-        tokens: Sequence[Sequence[int]],
-        types: Sequence[Sequence[int]] | None,
-        lengths: Sequence[int],
-        chosen: Sequence[int],
-    ) -> Tensor:
-        longest = max(lengths)
-        real = torch.arange(longest) < torch.tensor(lengths)[:, None]  # [b, s]
-        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in tokens])
-        positions = torch.arange(longest).expand(len(tokens), -1)
-        extra = {}
-        if types is not None:
-            extra["token_type_ids"] = [[*row, *[0] * (longest - len(row))] for row in types]
+    def _pass_with(self, pack: Pack, prefix: Tensor) -> Tensor:
+        """[t, h]: the states of a pack on the device whose rows all have ``prefix``."""
+        layout = PackedRows((), (), causal=self.geometry.causal, blocks=pack.blocks)
+        set_prefix(self.attentions, by_layer(prefix))
+        return self._pass(pack, layout)
+
+    def _pass(self, pack: Pack, layout: PackedRows) -> Tensor:
+        types = None if pack.token_types is None else pack.token_types[None]
+        return self._forward(pack.ids[None], pack.positions[None], layout, types)[0]
+
+    def _padded(self, rows: Rows, chosen: Sequence[int]) -> Tensor:
+        longest = max(rows.lengths)
+        real = torch.arange(longest) < torch.tensor(rows.lengths)[:, None]  # [b, s]
+
+        def lines(values: Tensor, fill: int) -> Tensor:
+            filled = torch.full(real.shape, fill).masked_scatter(real, values)
+            return to_device(filled, self.device)
+
+        positions = torch.arange(longest).expand(len(rows), -1) + self.first_position
+        types = None if rows.token_types is None else lines(rows.token_types, 0)
         layout = PaddedRows(real, chosen, causal=self.geometry.causal)
-        return self._forward(ids, positions, layout, extra)[real.to(self.device)]
+        hidden = self._forward(
+            lines(rows.ids, self.pad_id), to_device(positions, self.device), layout, types
+        )
+        return hidden[real.to(self.device)]
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, layout: Layout, extra: dict[str, Any]
+        self, ids: Tensor, positions: Tensor, layout: Layout, types: Tensor | None
     ) -> Tensor:
-        more = {name: torch.tensor(value, device=self.device) for name, value in extra.items()}
-        with self._recomputing():
-            hidden: Tensor = self.body(
-                input_ids=ids.to(self.device),
-                position_ids=(positions + self.first_position).to(self.device),
-                use_cache=False,
-                ptkit_layout=layout,
-                **more,
-            ).last_hidden_state
+        more = {} if types is None else {"token_type_ids": types}
+        hidden: Tensor = self.body(
+            input_ids=ids, position_ids=positions, use_cache=False, ptkit_layout=layout, **more
+        ).last_hidden_state
         return hidden
 
     @torch.no_grad()
@@ -257,12 +262,20 @@ class Model:
         batch_tokens: int | None = None,
         keys: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
+        prefix_of_row: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """The continuation of each prompt, in order, without eos; see `ptkit.engine.generate`.
 
-        ``batch_tokens``: the model's own if not given.
+        ``batch_tokens``: the model's own if not given. ``prefix_of_row`` as in `states`.
         """
         from ptkit.engine.generate import generate
 
-        bound = self.batch_tokens if batch_tokens is None else batch_tokens
-        return generate(self, prompts, sampling, batch_tokens=bound, keys=keys, progress=progress)
+        return generate(
+            self,
+            prompts,
+            sampling,
+            batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
+            keys=keys,
+            progress=progress,
+            prefix_of_row=prefix_of_row,
+        )

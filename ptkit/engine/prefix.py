@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ptkit.engine.attention import KeyValue
+from ptkit.engine.attention import KeyValue, by_layer
 from ptkit.records import Geometry
 
 
@@ -73,13 +73,17 @@ class PrefixEncoder(nn.Module):
             flat = self.trans(flat)
         return flat
 
-    def forward(self, generator: torch.Generator | None = None) -> list[KeyValue]:
-        """The prefix of each layer; ``generator`` draws the dropout, None leaves it out."""
+    def stacked(self, generator: torch.Generator | None = None) -> Tensor:
+        """[2l, 1, g, p, d]: the keys of layer i at 2i, its values at 2i + 1; ``generator`` draws
+        the dropout, None leaves it out."""
         flat = self.flat()
         if generator is not None and self.dropout > 0:
             keep = torch.rand(flat.shape, device=flat.device, generator=generator) >= self.dropout
             flat = flat * keep / (1 - self.dropout)
         shape = self.geometry
         split = flat.view(self.length, 2 * shape.layers, shape.kv_groups, shape.head_size)
-        by_layer = split.permute(1, 2, 0, 3)[:, None]  # [2l, 1, g, p, d]
-        return [(by_layer[2 * i], by_layer[2 * i + 1]) for i in range(shape.layers)]
+        return split.permute(1, 2, 0, 3)[:, None]
+
+    def forward(self, generator: torch.Generator | None = None) -> list[KeyValue]:
+        """`stacked` by layer."""
+        return by_layer(self.stacked(generator))

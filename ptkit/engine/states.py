@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ptkit.engine.loss import token_loss
+from ptkit.engine.transfer import to_device
 from ptkit.records import IGNORE
 
 
@@ -41,17 +44,17 @@ class States:
         Example: ``at([[0], [1, 2]])`` gives three states: row 0's first, row 1's second and third.
         """
         every = range(len(self))
-        counts = torch.tensor([len(positions[row]) for row in every])
-        wanted = torch.tensor([p for row in every for p in positions[row]], dtype=torch.long)
-        starts, lengths = torch.tensor(self._starts), torch.tensor(self.lengths)
-        beyond = (wanted < 0) | (wanted >= lengths.repeat_interleave(counts))
-        if bool(beyond.any()):
-            place = int(beyond.nonzero()[0])
-            row = int(torch.arange(len(self)).repeat_interleave(counts)[place])
+        counts = [len(positions[row]) for row in every]
+        wanted = np.array([p for row in every for p in positions[row]], dtype=np.int64)
+        owner = np.repeat(np.arange(len(self)), counts)
+        starts, lengths = np.array(self._starts)[owner], np.array(self.lengths)[owner]
+        beyond = np.flatnonzero((wanted < 0) | (wanted >= lengths))
+        if len(beyond):
+            row = owner[beyond[0]]
             raise IndexError(
-                f"position {int(wanted[place])} of row {row}, which has {self.lengths[row]} tokens"
+                f"position {wanted[beyond[0]]} of row {row}, which has {self.lengths[row]} tokens"
             )
-        return self.hidden[(starts.repeat_interleave(counts) + wanted).to(self.device)]
+        return self.hidden[to_device(torch.from_numpy(starts + wanted), self.device)]
 
     @property
     def first(self) -> Tensor:
@@ -70,11 +73,12 @@ class States:
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """[b, s, h] states, zero behind each row's end, and [b, s] of bool, True on real tokens."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        mask = torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
-        states = self.hidden.new_zeros(*mask.shape, self.hidden.shape[-1])
-        states = states.masked_scatter(mask[..., None], self.hidden)
-        return states, mask
+        longest = max(self.lengths)
+        real = np.arange(longest) < np.array(self.lengths)[:, None]
+        place = to_device(torch.from_numpy(np.flatnonzero(real)), self.device)  # of each token
+        states = self.hidden.new_zeros(len(self) * longest, self.hidden.shape[-1])
+        states = states.index_copy(0, place, self.hidden)
+        return states.view(len(self), longest, -1), to_device(torch.from_numpy(real), self.device)
 
     def token_loss(self, labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The LM head's loss on token labels: [n] nats a labelled token, and [n] the row of each.
@@ -85,24 +89,20 @@ class States:
         if self._lm_head is None:
             raise ValueError("this backbone has no LM head, so no token loss")
         shift = 1 if self.causal else 0
-        index: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []
+        index: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        targets, owners = list(index), list(index)
         for row, (start, length) in enumerate(zip(self._starts, self.lengths, strict=True)):
             if len(labels[row]) != length:
                 raise ValueError(f"row {row} has {length} tokens, but {len(labels[row])} labels")
-            for position, label in enumerate(labels[row]):
-                if label == IGNORE:
-                    continue
-                if position < shift:
-                    raise ValueError(
-                        f"row {row}: nothing comes before its first token to predict it"
-                    )
-                index.append(start + position - shift)
-                targets.append(label)
-                owners.append(row)
-        device = self.device
-        hidden = self.hidden[torch.tensor(index, dtype=torch.long, device=device)]
-        target = torch.tensor(targets, dtype=torch.long, device=device)
-        losses = token_loss(hidden, target, self._lm_head)
-        return losses, torch.tensor(owners, dtype=torch.long, device=device)
+            every = np.array(labels[row], dtype=np.int64)
+            places = np.flatnonzero(every != IGNORE)
+            if len(places) and places[0] < shift:
+                raise ValueError(f"row {row}: nothing comes before its first token to predict it")
+            index.append(start + places - shift)
+            targets.append(every[places])
+            owners.append(np.full(len(places), row))
+        found = np.stack([np.concatenate(values) for values in (index, targets, owners)])
+        where, target, owner = to_device(torch.from_numpy(found), self.device)
+        # no token is picked twice, so that adding up in any order gives the same gradient
+        losses = token_loss(self.hidden.index_select(0, where), target, self._lm_head)
+        return losses, owner

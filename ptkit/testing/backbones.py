@@ -385,7 +385,7 @@ def _check_positions(bench: _Bench) -> None:
 
 
 def _check_generation(bench: _Bench) -> None:
-    """Greedy decoding with a cache gives the tokens of a forward pass a token."""
+    """Greedy decoding, a token at a time, gives the tokens of a forward pass over all of them."""
     if bench.loaded.lm_head is None or not bench.geometry.causal:
         return
     model, prompt = bench.packed, list(bench.rows[0])
@@ -396,6 +396,7 @@ def _check_generation(bench: _Bench) -> None:
             logits = model.logits([*prompt, *answer[:count]])[-1]
             if float(logits.max() - logits[token]) > _TOLERANCE * float(logits.abs().max()):
                 raise bench.subject.fault(
-                    f"token {count + 1} that it generates is another with the cache than without; "
-                    "the cache must keep the keys of each layer, and the prefix stays outside it"
+                    f"token {count + 1} that it generates is another, fed one by one, than in a "
+                    "pass over its whole row; a single token a row must give the same keys and "
+                    "values as it gives among others at its position"
                 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, TaskHead, Tokenizer
-from ptkit.data import RowStore
 from ptkit.records import IGNORE, Geometry, HeadInfo, Record, Row
+from ptkit.rowstore import RowStore
 from ptkit.testing.faults import Subject, same
 from ptkit.testing.losses import Bench, check_losses, one_thread
 from ptkit.testing.tiny import TinyBackbone

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ptkit.components import Backbone, Loss, TaskHead
-from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.states import States
 from ptkit.records import EncodedRow
+from ptkit.rowstore import RowStore
 from ptkit.testing.faults import Subject
 from ptkit.testing.tiny import tiny_model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,35 @@ def lm_head() -> nn.Linear:
     return nn.Linear(6, 11, bias=False).double().requires_grad_(False)
 
 
+class Capped(nn.Module):
+    """A head of another kind: logits bent to ±2."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.tanh(self.linear(hidden) / 2)
+
+
+def biased(linear: nn.Linear) -> nn.Linear:
+    made = nn.Linear(6, 11).double().requires_grad_(False)
+    made.weight.copy_(linear.weight)
+    return made
+
+
+def hooked(linear: nn.Linear) -> nn.Linear:
+    linear.register_forward_hook(lambda module, given, made: made / 3)
+    return linear
+
+
+@pytest.mark.parametrize("kind", [lambda linear: linear, Capped, biased, hooked])
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
-def test_equals_cross_entropy(lm_head: nn.Linear, chunk: int | None) -> None:
+def test_equals_cross_entropy(
+    lm_head: nn.Linear, chunk: int | None, kind: Callable[[nn.Linear], nn.Module]
+) -> None:
     torch.manual_seed(1)
+    lm_head = kind(lm_head)
     hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     twin = hidden.detach().clone().requires_grad_()
     targets = torch.randint(0, 11, (7,))
@@ -30,7 +58,38 @@ def test_equals_cross_entropy(lm_head: nn.Linear, chunk: int | None) -> None:
     (losses * weights).sum().backward()
     (plain * weights).sum().backward()
     torch.testing.assert_close(hidden.grad, twin.grad)
-    assert lm_head.weight.grad is None
+    assert all(parameter.grad is None for parameter in lm_head.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(lm_head: nn.Linear, dtype: torch.dtype) -> None:
+    """Against float64 on the same rounded logits, also where the target's softmax is almost 1."""
+    torch.manual_seed(1)
+    lm_head = lm_head.to(dtype)
+    hidden = (4 * torch.randn(40, 6)).to(dtype).requires_grad_()
+    logits = lm_head(hidden).double()
+    targets = logits.argmax(-1)
+    losses = token_loss(hidden, targets, lm_head, chunk=16)
+    assert losses.dtype == torch.float32
+    wanted = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-5, atol=1e-6)
+    losses.sum().backward()
+    steps = logits.softmax(-1) - F.one_hot(targets, 11)
+    expected = steps.to(dtype).float() @ lm_head.weight.float()
+    # float32 rounds the sum, the others each of eleven products' sum to their own type at the end
+    torch.testing.assert_close(
+        hidden.grad.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-4
+    )
+
+
+def test_the_gradient_is_one_matmul_from_the_logits_memory(
+    lm_head: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain head is never called, and neither is autograd inside."""
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    hidden = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    token_loss(hidden, torch.tensor([1, 2, 3]), lm_head).sum().backward()
+    assert hidden.grad is not None
 
 
 def test_without_gradients_none_are_made(lm_head: nn.Linear) -> None:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 import ptkit
 from ptkit.batching import micro_batches
-from ptkit.data import RowStore
+from ptkit.engine.optimizing import make_optimizer
 from ptkit.engine.prefix import PrefixEncoder
-from ptkit.engine.train import Totals, Trainable, make_optimizer, step_gradients
+from ptkit.engine.train import Totals, Trainable, step_gradients
 from ptkit.recipe import TrainSettings
+from ptkit.rowstore import RowStore
 from ptkit.testing import TinyBackbone, check_task_head, tiny_model
 
 from .heads import (

@@ -1,0 +1,154 @@
+"""The forward and backward pass of packed rows as CUDA graphs: nothing is left for the host to do
+in them but to start each.
+
+A layer is some forty kernels; a host that has to launch them one by one is slower than the GPU that
+runs them. Packs are padded to a few sizes, so that few graphs are needed, and all graphs share
+their memory, because only one pass is under way at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptkit.engine.attention import BLOCK
+from ptkit.engine.transfer import to_device
+
+TOKENS = 64  # a pack is padded to a multiple of
+BLOCKS = 64  # likewise the table of its blocks
+
+
+class Pack(NamedTuple):
+    """What a pass over packed rows reads, on any device: t tokens."""
+
+    ids: Tensor
+    """[t]"""
+    positions: Tensor
+    """[t], as the model counts them"""
+    blocks: Tensor | None
+    """As `ptkit.engine.attention.block_table` makes it."""
+    token_types: Tensor | None = None
+    """[t]"""
+
+    def to(self, device: torch.device) -> Pack:
+        return Pack(*[None if t is None else to_device(t, device) for t in self])  # type: ignore[arg-type]
+
+
+Run = Callable[[Pack, Tensor], Tensor]
+"""A pack and the prefix [2l, 1, g, p, d] to the hidden states [t, h]."""
+
+
+def padded(pack: Pack) -> Pack:
+    """``pack`` in the next larger size; the padding is rows of its own without a prefix."""
+    tokens = len(pack.ids)
+    more = -tokens % TOKENS
+    total = tokens + more
+    assert pack.blocks is not None
+    rows = [[start, min(total, start + BLOCK), start, -1] for start in range(tokens, total, BLOCK)]
+    filled = len(pack.blocks) + len(rows)
+    rows += [[total, total, total, -1]] * (-filled % BLOCKS)  # of no row, and of no work
+    blocks = torch.tensor(rows, dtype=torch.int32).view(-1, 4)
+
+    def longer(values: Tensor) -> Tensor:
+        return torch.cat((values, values[:1].expand(more, *values.shape[1:])))
+
+    return Pack(
+        longer(pack.ids),
+        longer(pack.positions),
+        torch.cat((pack.blocks, blocks)),
+        None if pack.token_types is None else longer(pack.token_types),
+    )
+
+
+class _Graph:
+    """Both passes over packs of one size."""
+
+    def __init__(self, run: Run, pack: Pack, prefix: Tensor, pool: Any) -> None:
+        self.pack = pack
+        self.prefix = prefix.detach().clone().requires_grad_()
+        self.busy = False
+        self._pass(run)  # compiles and loads what can't be while capturing
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        capture: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self._forward, **capture):
+            prefix = self.prefix.view_as(self.prefix)  # a leaf would tie its gradient to a stream
+            hidden = run(self.pack, prefix)
+        self._d_hidden = torch.zeros_like(hidden)
+        with torch.cuda.graph(self._backward, **capture):
+            (self._d_prefix,) = torch.autograd.grad(hidden, prefix, self._d_hidden)
+        self._hidden = hidden.detach()
+
+    def _pass(self, run: Run) -> None:
+        prefix = self.prefix.view_as(self.prefix)
+        hidden = run(self.pack, prefix)
+        torch.autograd.grad(hidden, prefix, torch.zeros_like(hidden))
+
+    def forward(self, pack: Pack, prefix: Tensor) -> Tensor:
+        for kept, given in zip((*self.pack, self.prefix), (*pack, prefix), strict=True):
+            if kept is not None and given is not None:
+                kept.copy_(to_device(given, kept.device))
+        self._forward.replay()
+        return self._hidden
+
+    def backward(self, d_hidden: Tensor) -> Tensor:
+        self._d_hidden.copy_(d_hidden)
+        self._backward.replay()
+        return self._d_prefix.clone()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prefix: Tensor, pack: Pack, graph: _Graph) -> Tensor:
+        ctx.graph = graph
+        graph.busy = True
+        return graph.forward(pack, prefix).view_as(graph._hidden)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_hidden: Tensor) -> tuple[Tensor, None, None]:
+        ctx.graph.busy = False
+        return ctx.graph.backward(d_hidden), None, None
+
+
+class Graphs:
+    """Runs packs through graphs, which it makes as sizes come up."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a forward pass waits for its backward pass, which another would spoil."""
+        return any(graph.busy for graph in self._graphs.values())
+
+    def reset(self) -> None:
+        """Give up a forward pass that will have no backward pass."""
+        for graph in self._graphs.values():
+            graph.busy = False
+
+    def __call__(self, pack: Pack, prefix: Tensor) -> Tensor:
+        """The hidden states [t, h] of a pack on the host, valid until the next call.
+
+        ``prefix`` [2l, 1, g, p, d] in the model's type gets a gradient.
+        """
+        tokens = len(pack.ids)
+        pack = padded(pack)
+        key = (*[None if t is None else tuple(t.shape) for t in pack], tuple(prefix.shape))
+        if key not in self._graphs:
+            try:
+                graph = _Graph(self._run, pack.to(prefix.device), prefix, self._pool)
+            except torch.OutOfMemoryError:
+                self._graphs.clear()  # a smaller pack may fit without them
+                raise
+            self._graphs[key] = graph
+        apply: Any = _Replay.apply
+        hidden: Tensor = apply(prefix, pack, self._graphs[key])
+        return hidden[:tokens]

@@ -1,0 +1,200 @@
+"""The kernels of packed attention, against attention row by row in float64: on a GPU if there is
+one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from ptkit_tasks.generation import Generation
+from torch import Tensor
+
+from ptkit.engine import model as model_module
+from ptkit.engine.attention import NO_PREFIX, PackedRows, Scores, attend_blocks, block_table
+from ptkit.engine.model import Model
+from ptkit.engine.prefix import PrefixEncoder
+from ptkit.engine.train import Trainable, step_gradients
+from ptkit.recipe import TrainSettings
+from ptkit.records import IGNORE, Row
+from ptkit.rowstore import RowStore
+from ptkit.testing import TinyBackbone
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytest.importorskip("triton")
+kernels = pytest.importorskip("ptkit.engine.kernels")
+
+CASES = {
+    "causal": ([5, 70, 1], [0, 0, 0], 4, 2, 16, 10, Scores(0.25), True),
+    "both-ways": ([66, 3], [0, NO_PREFIX], 4, 1, 32, 70, Scores(0.2), False),
+    "odd-size": ([20, 9], [0, 0], 2, 2, 24, 5, Scores(0.2), True),
+    "window": ([80, 12], [1, 0], 2, 2, 16, 5, Scores(0.25, window=7), True),
+    "window-both-ways": ([80, 12], [0, NO_PREFIX], 2, 2, 16, 5, Scores(0.25, window=7), False),
+    "softcap": ([9, 70], [0, 0], 4, 2, 16, 10, Scores(0.25, softcap=5.0), True),
+    "no-prefix": ([9, 4], [NO_PREFIX, NO_PREFIX], 2, 1, 16, 0, Scores(0.25), True),
+    "two-prefixes": ([9, 4, 3], [1, NO_PREFIX, 0], 2, 1, 16, 6, Scores(0.25), True),
+}
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-9))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [
+        (torch.float32, 2e-6),
+        pytest.param(
+            torch.bfloat16,
+            1e-2,
+            marks=pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA GPU"),
+        ),
+    ],
+)
+def test_values_and_gradients(case: Any, dtype: torch.dtype, bound: float) -> None:
+    lengths, prefixes, heads, groups, size, p, scores, causal = case
+    draw = torch.Generator().manual_seed(0)
+    total = sum(lengths)
+    shapes = [(1, heads, total, size), *[(1, groups, total, size)] * 2, *[(2, groups, p, size)] * 2]
+    inputs = [torch.randn(shape, generator=draw).to(DEVICE, dtype) for shape in shapes]
+    upstream = torch.randn(1, total, heads, size, generator=draw).to(DEVICE, dtype)
+
+    exact = [t.double().requires_grad_() for t in inputs]
+    wanted = PackedRows(lengths, prefixes, causal=causal).attend(
+        *exact[:3], tuple(exact[3:]), scores
+    )
+    wanted_gradients = torch.autograd.grad(wanted, exact, upstream.double(), allow_unused=True)
+
+    given = [t.requires_grad_() for t in inputs]
+    blocks = block_table(lengths, prefixes).to(DEVICE)
+    found = attend_blocks(*given[:3], tuple(given[3:]), scores, blocks, causal=causal)
+    gradients = torch.autograd.grad(found, given, upstream)
+
+    assert relative(found, wanted) < bound
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert relative(got, torch.zeros_like(got) if want is None else want) < bound
+
+
+def test_nothing_below_the_first_prefix_gets_a_gradient() -> None:
+    query, key, value = (torch.randn(1, 2, 6, 16, device=DEVICE) for _ in range(3))
+    prefix = torch.randn(2, 1, 2, 3, 16, device=DEVICE).requires_grad_()
+    blocks = block_table([6], [0]).to(DEVICE)
+    calls = []
+    keys = kernels._keys_backward
+
+    class Watched:
+        def __getitem__(self, grid: Any) -> Any:
+            calls.append(grid)
+            return keys[grid]
+
+    kernels._keys_backward = Watched()
+    try:
+        for wanted in (query, prefix):
+            pair = (prefix[0], prefix[1])
+            wanted.requires_grad_()
+            out = attend_blocks(query, key, value, pair, Scores(0.25), blocks, causal=True)
+            out.sum().backward()
+            query.requires_grad_(False)
+            assert wanted.grad is not None
+            assert bool(wanted.grad.count_nonzero())
+            calls.append("next")
+    finally:
+        kernels._keys_backward = keys
+    assert [call == "next" for call in calls] == [False, True, True]
+
+
+HEAD = Generation(Generation.Settings())
+LENGTHS = ((3, 9, 4), (12, 5), (2, 2, 6, 7), (8, 1))
+"""Of the rows of four steps."""
+
+
+@pytest.fixture
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    def choose(use: bool) -> None:
+        monkeypatch.setattr(model_module, "has_kernels", lambda device: use)
+
+    return choose
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def steps(
+    recomputed: int, compiler: Any = None, each: Callable[[], None] = lambda: None
+) -> list[tuple[float, Tensor]]:
+    """Loss and prefix gradient of four steps of different lengths."""
+    backbone = TinyBackbone(TinyBackbone.Settings(layers=5))
+    model = Model(backbone.load(DEVICE.type, "float32"), backbone.geometry, pad_id=0, eos_id=2)
+    if compiler is not None:
+        model.compile_layers(backend=compiler)
+    model.recompute_layers(recomputed)
+    draw = torch.Generator().manual_seed(3)
+    results = []
+    for lengths in LENGTHS:
+        store = RowStore()
+        for length in lengths:
+            tokens = torch.randint(5, 30, (length,), generator=draw).tolist()
+            store.append([Row(tuple(tokens), (IGNORE, *tokens[1:]))])
+        prefix = PrefixEncoder(backbone.geometry, 5)
+        prefix.initialize(std=1.0, seed=1)
+        trainable = Trainable(prefix.to(DEVICE))
+        groups = [[index] for index in range(len(lengths))]
+        settings = TrainSettings(max_steps=1, tokens_per_micro_batch=1000)
+        totals = step_gradients(model, trainable, HEAD, store, groups, settings, step=0)
+        gradient = prefix.embedding.weight.grad
+        assert gradient is not None
+        results.append((totals.loss, gradient.clone()))
+        each()
+    return results
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("recomputed", [0, 2, 5])
+def test_compiled_steps_equal_plain_ones_and_share_few_graphs(
+    recomputed: int, by_kernels: Callable[[bool], None]
+) -> None:
+    by_kernels(False)
+    wanted = steps(recomputed=0)
+    by_kernels(True)
+    graphs: list[Any] = []
+    counts: list[int] = []
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        from torch._dynamo.backends.registry import lookup_backend
+
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    found = steps(recomputed, counted, lambda: counts.append(len(graphs)))
+    for (loss, gradient), (plain, exact) in zip(found, wanted, strict=True):
+        assert loss == pytest.approx(plain, abs=1e-5)
+        torch.testing.assert_close(gradient, exact, atol=1e-6, rtol=0)
+    # two kinds of layers at least, with a gradient below and without; never one a layer or a step
+    assert 2 <= counts[0] <= 4
+    assert counts == [counts[0]] * 4
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("recomputed", [0, 1, 5])
+def test_recomputed_layers_keep_less_and_change_nothing(recomputed: int) -> None:
+    def kept(count: int) -> tuple[int, Tensor]:
+        sizes = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = steps(count)
+        return sum(sizes), found[0][1]
+
+    most, wanted = kept(0)
+    size, gradient = kept(recomputed)
+    torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=0)
+    assert size == most if recomputed == 0 else size < most
