@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+WEIGHTS_AT_ONCE = 2**24  # numbers of a quantised weight that are made again at once
 LOGITS_AT_ONCE = 2**25  # numbers that the LM head's loss makes at a time; 128 MiB in float32
 
 

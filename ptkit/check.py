@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,10 +20,19 @@ from ptkit.counting import (
     shared,
 )
 from ptkit.data import Part
-from ptkit.memory import BYTES, Memory, MicroBatch, estimate, largest, prefix_parameters
+from ptkit.memory import (
+    BYTES,
+    Fit,
+    Memory,
+    MicroBatch,
+    by_layers,
+    largest,
+    memory_of_machine,
+    prefix_parameters,
+)
 from ptkit.preparation import Prepared, prefix_shape, prepare
 from ptkit.recipe import Recipe
-from ptkit.records import Record, Row
+from ptkit.records import Geometry, Record, Row
 from ptkit.reporter import Reporter
 from ptkit.samples import Sample, sample_of
 
@@ -78,8 +87,9 @@ class Report:
     """The result of a check.
 
     ``recipe``: its path, or its name. ``trainable``: parameters of the prefix; ``head_trains``:
-    whether a module of the head trains besides. ``estimates``: peaks for CPU and GPU, without and
-    with checkpointing, for the ``largest`` micro-batch. ``warnings``, ``suggestions``: a line each.
+    whether a module of the head trains besides. ``estimates``: peaks for CPU and GPU, with no layer
+    and with all layers computed again, for the ``largest`` micro-batch; ``memory``: the setting;
+    ``fits``: how that goes here, a line each as text. ``warnings``, ``suggestions``: a line each.
     """
 
     recipe: str
@@ -92,7 +102,8 @@ class Report:
     frozen: int
     largest: MicroBatch
     estimates: list[Memory]
-    gradient_checkpointing: bool
+    memory: str
+    fits: list[Fit]
     warnings: list[str]
     suggestions: list[str]
 
@@ -107,11 +118,31 @@ class Report:
                 "targets": self.largest.targets,
             },
             "estimates": [memory.as_dict() for memory in self.estimates],
+            "fits": [
+                {
+                    "device": fit.memory.device,
+                    "name": fit.name,
+                    "available": fit.available,
+                    "fits": fit.fits,
+                    "recomputed": fit.memory.recomputed,
+                    "total": fit.memory.total,
+                    "text": str(fit),
+                }
+                for fit in self.fits
+            ],
         }
 
 
-def check(recipe: Recipe, reporter: Reporter, *, shown: int = 2) -> Report:
+def check(
+    recipe: Recipe,
+    reporter: Reporter,
+    *,
+    shown: int = 2,
+    gpu: Callable[[], tuple[str, int] | None] = lambda: None,
+) -> Report:
     """Read and encode the data of a recipe, and count. ``shown``: training records to show whole.
+    ``gpu``: asked, when the data is read, for the name and the free bytes of a GPU, if there is
+    one.
 
     Raises `PtkitError` as a run would.
     """
@@ -129,6 +160,8 @@ def check(recipe: Recipe, reporter: Reporter, *, shown: int = 2) -> Report:
     trainable = prefix_parameters(geometry, length, projection)
     plan, batches = _plan(recipe, head, tallies["train"])
     parts = [_part_report(tally, tallies["train"], prepared) for tally in tallies.values()]
+    estimates = _estimates(backbone, batches, length, trainable)
+    fits = _fits(recipe.train.memory, estimates, gpu(), batches, geometry, length)
     return Report(
         recipe.name if recipe.path is None else str(recipe.path),
         f"{backbone.name} {backbone.settings.source.name}",
@@ -139,8 +172,9 @@ def check(recipe: Recipe, reporter: Reporter, *, shown: int = 2) -> Report:
         type(head).build is not TaskHead.build,
         geometry.parameters,
         largest(batches, geometry, length, "cpu"),
-        _estimates(backbone, batches, length, trainable),
-        recipe.train.gradient_checkpointing,
+        [found[count] for found in estimates for count in (0, -1)],
+        recipe.train.memory,
+        fits,
         _warnings(recipe, head, parts, plan, length),
         suggestions(list(tallies.values()), head, backbone),
     )
@@ -210,25 +244,38 @@ def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[Micr
 
 def _estimates(
     backbone: Backbone, batches: Sequence[MicroBatch], prefix: int, trainable: int
-) -> list[Memory]:
+) -> tuple[list[Memory], list[Memory]]:
+    """`by_layers` on a CPU and on a GPU."""
     geometry, chosen = backbone.geometry, backbone.settings.dtype
-    found = []
-    for device, default in (("cpu", "float32"), ("cuda", "bfloat16")):
-        batch = largest(batches, geometry, prefix, device)
-        found += [
-            estimate(
-                geometry,
-                batch,
-                prefix=prefix,
-                trainable=trainable,
-                device=device,
-                dtype=chosen if chosen in BYTES else default,
-                checkpointing=checkpointing,
-                quantization=backbone.quantization,
-            )
-            for checkpointing in (False, True)
-        ]
-    return found
+    cpu, cuda = (
+        by_layers(
+            geometry,
+            largest(batches, geometry, prefix, device),
+            prefix=prefix,
+            trainable=trainable,
+            device=device,
+            dtype=chosen if chosen in BYTES else default,
+            quantization=backbone.quantization,
+            on_host=backbone.parameters_on_host if device == "cuda" else 0,
+        )
+        for device, default in (("cpu", "float32"), ("cuda", "bfloat16"))
+    )
+    return cpu, cuda
+
+
+def _fits(
+    use: str,
+    estimates: tuple[list[Memory], list[Memory]],
+    gpu: tuple[str, int] | None,
+    batches: Sequence[MicroBatch],
+    geometry: Geometry,
+    prefix: int,
+) -> list[Fit]:
+    cpu, cuda = estimates
+    rows = [len(largest(batches, geometry, prefix, d).lengths) for d in ("cpu", "cuda")]
+    found = [Fit.of("CPU of this computer", use, memory_of_machine(), cpu, rows[0])]
+    name, free = ("a GPU", None) if gpu is None else gpu
+    return [*found, Fit.of(name, use, free, cuda, rows[1])]
 
 
 # ---------------------------------------------------------------------------------------- advice
@@ -275,7 +322,7 @@ def _warnings(
 ) -> list[str]:
     by_name = {part.name: part for part in parts}
     train, settings = by_name["train"], recipe.train
-    found = []
+    found = recipe.plugin_warnings
     for part in parts:
         if part.shared is not None and part.shared.count:
             first, second = part.shared.examples[0]

@@ -13,14 +13,20 @@ from types import UnionType
 from typing import Any
 
 from ptkit.components import SECTIONS, Component
-from ptkit.errors import PluginError, PtkitError
+from ptkit.errors import REPORT, PluginError, PtkitError
+from ptkit.interchange import ADAPTER_FORMATS
 
-_REPORT = "report it to the plugin's author with the traceback that PTKIT_DEBUG=1 shows"
+_NO_MEMORY = (  # in plain RuntimeErrors: torch's allocator of the CPU, on Linux and Windows; cuBLAS
+    "can't allocate memory",
+    "not enough memory: you tried to allocate",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def named(component: Component) -> str:
     """``task head 'mood' (ptkit-mood 0.3.0)``."""
-    titles = [section.title for section in SECTIONS if isinstance(component, section.base)]
+    sections = (*SECTIONS, ADAPTER_FORMATS)
+    titles = [section.title for section in sections if isinstance(component, section.base)]
     title = titles[0].removesuffix("s") if titles else "component"
     owner = f" ({component.owner})" if component.owner else ""
     return f"{title} {component.name!r}{owner}"
@@ -32,14 +38,17 @@ def one_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's own error is known by its name, torch isn't imported here."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether memory ran out; torch's errors are known by name and text, torch isn't imported
+    here."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def fault(component: Component, problem: str, where: object = "") -> PluginError:
     """An error for what is wrong with ``component``: ``problem`` begins with the method."""
     place = f"{where}: " if str(where) else ""
-    return PluginError(f"{place}{named(component)}: {problem}; {_REPORT}")
+    return PluginError(f"{place}{named(component)}: {problem}; {REPORT}")
 
 
 @contextmanager

@@ -7,24 +7,27 @@ layer with frozen weights:
 
 - the input of both norms: 2·4·t·h for the RMS norms of decoders, which work in float32, and 2·e·t·h
   for the layer norms of encoders;
-- queries and attended values: 2·e·t·n·d, keys and values with the prefix of every row: 2·e·(t +
-  b·p)·g·d, and a number a query and head: 4·t·n. On a GPU rows are padded for attention and keys
-  and values repeated for every head, so t is b·s and g is n there;
+- queries and attended values: 2·e·t·n·d, keys and values: 2·e·t·g·d, and a number a query and
+  head: 4·t·n. On a CPU the prefix is copied to the keys and values of every row, 2·e·b·p·g·d more,
+  and a decoder's masks are kept once for all layers; on a GPU all rows read one prefix, unmasked;
 - the MLP: 3·e·t·f if it is gated (gate, up, activated gate), e·t·f if not.
 
 Inputs of frozen linears are not kept. Below a decoder's first attention nothing is, so that its
-first norm is free, and the norm behind the last layer takes its place. Checkpointing keeps e·t·h a
-layer and that last norm, and makes one layer's tensors again at a time. The backward pass through
-an MLP works on another 3·e·t·f.
+first norm is free, and the norm behind the last layer takes its place. A layer whose activations
+are computed again keeps e·t·h. Those are the first layers: when the backward pass gets to them, the
+tensors of all others are gone, and they make one layer's again at a time. So that is work of its
+own only if no layer keeps its tensors. The backward pass through an MLP works on another 3·e·t·f.
 
 The last states are kept (e·t·h), and for the tokens of the LM head's loss twice more (e·h a
-token: the states and their gradient). The loss works on three float32 copies of the logits of as
-many tokens as it takes at once. That is over before the backward pass through the layers begins,
-so only the larger of the two counts.
+token: the states and their gradient). The loss works on the logits of as many tokens as it takes
+at once: twice in float32, and once more, in their own type, if that is smaller. That is over before
+the backward pass through the layers begins, so only the larger of the two counts.
 
 Of a quantised base, the linears of every layer take half a byte or a byte a number and a float32
-scale a row; embeddings, LM head and norms stay in the backbone's type. A layer works on the largest
-of them made again (2·f·h numbers of e + 2 bytes).
+scale a row, or a float16 scale a group of columns; fp8 takes two bytes and two scales, for its
+weights are there in both directions. Embeddings, LM head and norms stay in the backbone's type. A
+layer works on a tile of its largest weight, of 2·f·h numbers, made again: e bytes a number on a
+GPU, e + 2 on a CPU. Without 8-bit matmuls, fp8 makes all of it again in float32.
 
 The adapter is float32: weights, gradients and AdamW's two averages take 4 bytes a number each;
 the prefix's keys and values are made once a step, with a gradient in float32 and a copy in the
@@ -33,15 +36,19 @@ backbone's type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ptkit.batching import LOGITS_AT_ONCE
+from ptkit.batching import LOGITS_AT_ONCE, WEIGHTS_AT_ONCE
 from ptkit.records import Geometry
+from ptkit.sections import bytes_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BITS = {"int8": 8, "int4": 4}  # of a number of a quantised linear
+HEADROOM = 0.9  # of the memory that is there; an estimate may be 10 % off
+BITS = {"fp8": 16, "int8": 8, "int4": 4, "int4-g64": 4, "int4-g128": 4}  # of a quantised number
+GROUPS = {"int4-g64": 64, "int4-g128": 128}  # columns that share a scale; else a row does
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,14 @@ class MicroBatch:
 class Memory:
     """An estimate in bytes, for a device ("cpu", "cuda") and a type of the frozen weights.
 
+    ``recomputed``: layers whose activations are computed again in the backward pass.
     ``optimizer``: gradients and AdamW's averages. ``activations``: what is kept for the backward
     pass. ``logits``: what the loss works on; ``layer``: what, later, a layer's backward pass does.
     """
 
     device: str
     dtype: str
-    checkpointing: bool
+    recomputed: int
     weights: int
     adapter: int
     optimizer: int
@@ -100,26 +108,19 @@ def mlp_shape(geometry: Geometry) -> tuple[int, bool]:
 
 def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, device: str) -> int:
     """What autograd keeps of one layer; ``prefix``: virtual tokens, ``size``: bytes of a number."""
-    shape, t, b = geometry, batch.tokens, len(batch.lengths)
-    width = shape.heads * shape.head_size
-    if device == "cpu":
-        queries, keys, groups = t, t + b * prefix, shape.kv_groups
-    else:
-        queries = b * max(batch.lengths)
-        keys, groups = queries + b * prefix, shape.heads
-    attention = 2 * size * (queries * width + keys * groups * shape.head_size)
-    attention += 4 * queries * shape.heads
+    shape, t = geometry, batch.tokens
+    copies = len(batch.lengths) * prefix if device == "cpu" else 0
+    numbers = t * shape.heads + (t + copies) * shape.kv_groups
+    attention = 2 * size * numbers * shape.head_size + 4 * t * shape.heads
     f, gated = mlp_shape(geometry)
-    norms = 2 * (4 if shape.causal else size) * t * shape.hidden_size
+    # a decoder's norms work in float32; compiled, as on a GPU, they keep their inputs as they are
+    norms = 2 * (4 if shape.causal and device == "cpu" else size) * t * shape.hidden_size
     return norms + attention + (3 if gated else 1) * size * t * f
 
 
-def mask_bytes(batch: MicroBatch, prefix: int, size: int, device: str) -> int:
-    """Masks are made once for all layers: one a length of row on a CPU, one a row on a GPU."""
-    if device == "cpu":
-        return size * sum(s * (s + prefix) for s in set(batch.lengths))
-    longest = max(batch.lengths)
-    return size * len(batch.lengths) * longest * (longest + prefix)
+def mask_bytes(batch: MicroBatch, prefix: int, size: int) -> int:
+    """Masks on a CPU, one a length of row, made once for all layers."""
+    return size * sum(s * (s + prefix) for s in set(batch.lengths))
 
 
 def saved_bytes(
@@ -129,16 +130,17 @@ def saved_bytes(
     size: int,
     device: str = "cpu",
     *,
-    checkpointing: bool = False,
+    recomputed: int = 0,
 ) -> int:
-    """What autograd keeps of the backbone until the backward pass begins."""
+    """What autograd keeps of the backbone until the backward pass begins; the first ``recomputed``
+    layers are computed again."""
     shape, t = geometry, batch.tokens
-    if checkpointing:
-        kept = shape.layers * size * t * shape.hidden_size
-        kept += 4 * t * shape.hidden_size if shape.causal else 0
-    else:
-        kept = shape.layers * layer_bytes(shape, batch, prefix, size, device)
-    return kept + (mask_bytes(batch, prefix, size, device) if shape.causal else 0)
+    kept = recomputed * size * t * shape.hidden_size
+    kept += (shape.layers - recomputed) * layer_bytes(shape, batch, prefix, size, device)
+    if recomputed and shape.causal:
+        kept += 4 * t * shape.hidden_size
+    masks = mask_bytes(batch, prefix, size) if shape.causal and device == "cpu" else 0
+    return kept + masks
 
 
 def weight_bytes(geometry: Geometry, size: int, quantization: str = "none") -> int:
@@ -152,7 +154,11 @@ def weight_bytes(geometry: Geometry, size: int, quantization: str = "none") -> i
     numbers = shape.layers * h * (2 * width + 2 * keys + matrices * f)
     rows = shape.layers * (width + 2 * keys + h + (matrices - 1) * f + h)
     rest = shape.parameters - numbers
-    return size * rest + numbers * BITS[quantization] // 8 + 4 * rows
+    if quantization in GROUPS:
+        scales = 2 * numbers // GROUPS[quantization]
+    else:
+        scales = 4 * rows * (2 if quantization == "fp8" else 1)
+    return size * rest + numbers * BITS[quantization] // 8 + scales
 
 
 def estimate(
@@ -163,30 +169,154 @@ def estimate(
     trainable: int,
     device: str,
     dtype: str,
-    checkpointing: bool,
+    recomputed: int = 0,
     quantization: str = "none",
+    on_host: int = 0,
 ) -> Memory:
-    """The peak of a training step whose largest micro-batch is ``batch``."""
+    """The peak of a training step whose largest micro-batch is ``batch``, and which computes the
+    activations of the first ``recomputed`` layers again; ``on_host``: parameters that are not on
+    the device."""
     size, shape, h = BYTES[dtype], geometry, geometry.hidden_size
     width = mlp_shape(shape)[0]
     layer = 3 * size * batch.tokens * width
-    if quantization in BITS:
-        layer += (size + 2) * 2 * width * h
-    if checkpointing:
+    if quantization == "fp8":
+        layer += 4 * 2 * width * h if device == "cpu" else 0
+    elif quantization in BITS:
+        tile = min(WEIGHTS_AT_ONCE, 2 * width * h)
+        layer += tile * (size if device == "cuda" else size + 2)
+    if recomputed == shape.layers:
         layer += layer_bytes(shape, batch, prefix, size, device)
-    saved = saved_bytes(shape, batch, prefix, size, device, checkpointing=checkpointing)
+    saved = saved_bytes(shape, batch, prefix, size, device, recomputed=recomputed)
     at_once = min(batch.targets, max(1, LOGITS_AT_ONCE // shape.vocab_size))
     return Memory(
         device,
         dtype,
-        checkpointing,
-        weights=weight_bytes(shape, size, quantization),
+        recomputed,
+        weights=weight_bytes(shape, size, quantization) - size * on_host,
         adapter=4 * trainable + (8 + size) * shape.prefix_parameters(prefix),
         optimizer=12 * trainable,
         activations=saved + size * h * (batch.tokens + 2 * batch.targets),
-        logits=12 * at_once * shape.vocab_size,
+        logits=(8 if size == 4 else 8 + size) * at_once * shape.vocab_size,
         layer=layer,
     )
+
+
+def by_layers(
+    geometry: Geometry,
+    batch: MicroBatch,
+    *,
+    prefix: int,
+    trainable: int,
+    device: str,
+    dtype: str,
+    quantization: str = "none",
+    on_host: int = 0,
+) -> list[Memory]:
+    """`estimate` for 0, 1, … all layers computed again."""
+    return [
+        estimate(
+            geometry,
+            batch,
+            prefix=prefix,
+            trainable=trainable,
+            device=device,
+            dtype=dtype,
+            recomputed=count,
+            quantization=quantization,
+            on_host=on_host,
+        )
+        for count in range(geometry.layers + 1)
+    ]
+
+
+def layers_to_recompute(use: str, estimates: Sequence[Memory], available: int | None) -> int:
+    """How many layers ``train.memory`` lets be computed again: as few as fit.
+
+    ``estimates``: of 0, 1, … all layers (`by_layers`). ``use``: the setting. ``available``: the
+    device's memory in bytes for "auto", None where it isn't known, which takes it to be enough. If
+    nothing fits, what takes the least.
+    """
+    if use == "speed":
+        return 0
+    if use == "small":
+        return len(estimates) - 1
+    limit = bytes_of(use) if use != "auto" else available
+    if limit is None:
+        return 0
+    share = HEADROOM if use == "auto" else 1.0
+    for count, memory in enumerate(estimates):
+        if memory.total <= share * limit:
+            return count
+    return min(range(len(estimates)), key=lambda count: estimates[count].total)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How training fits into a device's memory. ``name``: what the device is called; ``use``: the
+    setting train.memory; ``available``: bytes, None if they aren't known; ``memory``: the estimate
+    with the layers computed again that the setting asks for; ``least``: with those that take the
+    least; ``layers``: all there are; ``rows``: of the largest micro-batch."""
+
+    name: str
+    use: str
+    available: int | None
+    memory: Memory
+    least: Memory
+    layers: int
+    rows: int
+
+    @classmethod
+    def of(
+        cls, name: str, use: str, available: int | None, estimates: Sequence[Memory], rows: int
+    ) -> Fit:
+        chosen = estimates[layers_to_recompute(use, estimates, available)]
+        least = min(estimates, key=lambda memory: memory.total)
+        return cls(name, use, available, chosen, least, len(estimates) - 1, rows)
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that training must stay within: the size that is set, or what is available."""
+        size = bytes_of(self.use)
+        found = [limit for limit in (size, self.available) if limit is not None]
+        return min(found, default=None)
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.limit is None else self.memory.total <= self.limit
+
+    def __str__(self) -> str:
+        """One line: whether it fits, with which layers computed again, and else what to do."""
+        there = "" if self.available is None else f", {gib(self.available)}"
+        again = {0: "no layer", self.layers: f"all {self.layers} layers"}.get(
+            self.memory.recomputed, f"{self.memory.recomputed} of {self.layers} layers"
+        )
+        line = f"{gib(self.memory.total)} with {again} computed again"
+        if self.fits is None:
+            return f"{self.name}: {line}"
+        if self.fits:
+            return f"{self.name}{there}: fits, {line}"
+        assert self.limit is not None
+        size = "" if self.limit == self.available else f'train.memory = "{self.use}": '
+        if self.available is not None and self.least.total <= HEADROOM * self.available:
+            todo = 'set train.memory = "auto"'
+        elif self.rows > 1:
+            todo = "lower train.tokens_per_micro_batch, or take a smaller or quantised base model"
+        else:
+            todo = "shorten the rows with the settings of the task, or take a quantised base model"
+        return f"{self.name}{there}: {size}does not fit, {line}; {todo}"
+
+
+def gib(number: int) -> str:
+    """Bytes to read: ``6.5 GiB``."""
+    return f"{number / 2**30:,.{1 if number >= 2**30 else 3}f} GiB"
+
+
+def memory_of_machine() -> int | None:
+    """The computer's own memory in bytes, if the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # no sysconf on Windows
+        return None
 
 
 def prefix_parameters(geometry: Geometry, length: int, projection: int | None) -> int:

@@ -18,12 +18,13 @@ from ptkit.components import (
     Tracker,
     Transform,
 )
-from ptkit.data import Part, RowStore, collect_labels, encode_part, read_parts
+from ptkit.data import Part, collect_labels, encode_part, read_parts
 from ptkit.errors import PtkitError, RecipeError
 from ptkit.isolation import blamed
 from ptkit.recipe import PrefixSettings, Recipe
 from ptkit.records import Record, Row
 from ptkit.reporter import Reporter
+from ptkit.rowstore import RowStore
 
 
 @dataclass
@@ -82,6 +83,8 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
 
     With ``watch``, which sees every row, the parts keep the lengths of their rows only.
     """
+    for warning in recipe.plugin_warnings:
+        reporter.warning(warning)
     form: DatasetFormat = _made(recipe.dataset.create(), DatasetFormat)
     metrics = [_made(choice.create(), Metric) for choice in recipe.metrics]
     named = {metric.name for metric in metrics}

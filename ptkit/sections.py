@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -99,6 +100,24 @@ class PrefixSettings(Settings):
         return value
 
 
+MEMORY_USES = ("auto", "speed", "small")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MG])(i?)B")
+
+
+def bytes_of(size: str) -> int | None:
+    """A size such as "6.5GB" (10⁹) or "6 GiB" (2³⁰) in bytes; None if it is none, or nothing.
+
+    >>> bytes_of("6.5GB"), bytes_of("512MiB"), bytes_of("much")
+    (6500000000, 536870912, None)
+    """
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        return None
+    number, letter, binary = found.groups()
+    power = {"M": 2, "G": 3}[letter]
+    return int(float(number) * (1024 if binary else 1000) ** power) or None
+
+
 class TrainSettings(Settings):
     """Training: how long, how fast, and how often something is measured and saved."""
 
@@ -127,10 +146,19 @@ class TrainSettings(Settings):
     """Gradients are scaled down to this norm; 0: never."""
     loss_average: Literal["token", "row"] = "token"
     """What counts the same in a step: every token, or every row as in the published code."""
+    shard_base: bool = False
+    """Whether several processes keep a share of the frozen weights each, not all of them."""
     tokens_per_micro_batch: int = Field(4096, ge=1)
     """Tokens that go through the model at once; changes memory and speed, not the result."""
-    gradient_checkpointing: bool = False
-    """Whether activations are computed again instead of kept: less memory, slower."""
+    gradient_checkpointing: bool | None = None
+    """Older form of memory: true is "small", false is "speed"."""
+    memory: str = "auto"
+    """How many layers' activations are computed again instead of kept, which is slower: none for
+    "speed", all for "small", what it takes to fit into a size such as "6.5GB", or, for "auto", into
+    the memory that is there."""
+    compile: bool | None = None
+    """On a GPU, whether to compile the model's layers and to replay steps as CUDA graphs, which is
+    faster after half a minute or more; not given: in runs of 200 steps or more."""
     eval_every: int | None = Field(None, ge=1)
     """Optimiser steps between validation losses; a tenth of the run if not given."""
     patience: int | None = Field(None, ge=1)
@@ -156,6 +184,22 @@ class TrainSettings(Settings):
         if value is not None and info.data["max_steps"] is not None:
             raise ValueError("is given together with max_steps; remove one of them")
         return value
+
+    @field_validator("memory")
+    @classmethod
+    def _check_memory(cls, value: str, info: ValidationInfo) -> str:
+        if value not in MEMORY_USES and bytes_of(value) is None:
+            raise ValueError(
+                'must be "auto", "speed", "small" or a size such as "6.5GB" or "6GiB", '
+                f"got {value!r}"
+            )
+        older = info.data.get("gradient_checkpointing")
+        if older is None:
+            return value
+        meant = "small" if older else "speed"
+        if value not in ("auto", meant):
+            raise ValueError("is given together with gradient_checkpointing; remove the latter")
+        return meant
 
     @field_validator("warmup_steps")
     @classmethod

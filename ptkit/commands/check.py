@@ -12,6 +12,7 @@ from ptkit.commands import options
 @click.command(name="check")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @options.recipe_overrides
+@options.device
 @click.option(
     "--rows",
     type=click.IntRange(min=0),
@@ -23,6 +24,7 @@ from ptkit.commands import options
 def command(
     recipe: Path,
     overrides: tuple[str, ...],
+    device: str,
     rows: int,
     as_json: bool,  # noqa: FBT001 - click passes options by name
 ) -> None:
@@ -30,9 +32,11 @@ def command(
 
     Reads and encodes the data as a run would, but loads no weights and writes nothing. Shows the
     first rows, lengths and what is cut, rows that are there twice, steps, what trains, and how much
-    memory that takes. Exits with 2 if the recipe or its data would be refused.
+    memory that takes; --device cuda looks up whether the GPU has it. Exits with 2 if the recipe or
+    its data would be refused.
     """
     import json
+    import sys
 
     from rich.console import Console
 
@@ -40,9 +44,16 @@ def command(
     from ptkit.commands.checked import Encoding, show
     from ptkit.recipe import Recipe
 
+    def gpu() -> tuple[str, int] | None:
+        if device == "cuda" or (device == "auto" and "torch" in sys.modules):
+            from ptkit.engine.fitting import free_memory
+
+            return free_memory(required=device == "cuda")
+        return None  # torch alone takes seconds to import
+
     loaded = Recipe.load(recipe, overrides=overrides)
     with Encoding(Console(stderr=True)) as progress:
-        report = check(loaded, progress, shown=rows)
+        report = check(loaded, progress, shown=rows, gpu=gpu)
     if as_json:
         click.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
     else:

@@ -252,7 +252,7 @@ class _View:
         unit, name, digits = (2**30, "GiB", 2) if large else (2**20, "MiB", 1)
         self.title(f"memory of training, estimated, in {name}")
         heads = [f"{DEVICES[m.device]} {m.dtype}" for m in estimates]
-        ways = ["checkpointed" if m.checkpointing else "plain" for m in estimates]
+        ways = ["all layers again" if m.recomputed else "plain" for m in estimates]
         lines: list[list[str | Text]] = [
             ["", *(Text(name, "dim") for name in heads)],
             ["", *(Text(way, "dim") for way in ways)],
@@ -264,13 +264,14 @@ class _View:
             )
         self.table(lines, right=range(1, len(heads) + 1), fold=False)
         batch = report.largest
-        chosen = "on" if report.gradient_checkpointing else "off"
         self.line(
             "* only the larger of the two counts. Largest micro-batch: "
             f"{len(batch.lengths):,} rows, {batch.tokens:,} tokens. Python, torch and the device's "
-            f"libraries come on top. train.gradient_checkpointing is {chosen} in this recipe.",
+            f'libraries come on top. With train.memory = "{report.memory}":',
             "dim",
         )
+        for fit in report.fits:
+            self.line(f"  {fit}", "yellow" if fit.fits is False else "")
 
 
 def _memory_lines(estimates: Sequence[Memory]) -> list[tuple[str, list[int]]]:

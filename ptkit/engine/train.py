@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,17 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptkit.batching import Order, micro_batches
-from ptkit.components import Loss, TaskHead
-from ptkit.data import RowStore
+from ptkit.batching import Order
+from ptkit.components import TaskHead
 from ptkit.engine.attention import KeyValue
-from ptkit.engine.loss import at_least_float32
+from ptkit.engine.feeding import Batch, Feeder, StepData, split
+from ptkit.engine.headloss import combine, head_loss
 from ptkit.engine.model import Model
+from ptkit.engine.optimizing import Clock, Guard, learning_rate
+from ptkit.engine.outofmemory import told_as, within_memory
 from ptkit.engine.prefix import PrefixEncoder
+from ptkit.engine.processes import ALONE, Processes
+from ptkit.engine.transfer import to_device
 from ptkit.errors import PtkitError
-from ptkit.isolation import blamed, fault
 from ptkit.recipe import TrainSettings
-from ptkit.records import EncodedRow
+from ptkit.rowstore import RowStore
 
 
 @dataclass
@@ -61,8 +63,13 @@ class Totals(NamedTuple):
     micro_batches: int
 
     @property
+    def mean(self) -> Tensor:
+        return self.numerator / self.weight
+
+    @property
     def loss(self) -> float:
-        return float(self.numerator / self.weight)
+        """`mean` as a number, which waits for the device."""
+        return float(self.mean)
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -71,90 +78,34 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def combine(loss: Loss, weights: Tensor, average: str) -> tuple[Tensor, Tensor]:
-    """A micro-batch's share of the step's loss, as numerator and denominator.
-
-    ``weights`` [n]: the record weight of each group. By token: sum(w·sums) / sum(w·weights); by
-    row: sum(w·sums/weights) / sum(w), where groups without any weight count nothing.
-    """
-    sums, counts = at_least_float32(loss.sums), at_least_float32(loss.weights)
-    if average == "token":
-        return (weights * sums).sum(), (weights * counts).sum()
-    some = counts > 0
-    means = torch.where(some, sums / torch.where(some, counts, 1.0), 0.0)
-    return (weights * means).sum(), (weights * some).sum()
-
-
-def _culprits(
-    model: Model,
-    head: TaskHead,
-    module: nn.Module | None,
-    store: RowStore,
-    rows: Sequence[EncodedRow],
-) -> str:
-    """The origins of the records whose own loss fails, or of all in the micro-batch."""
-    if store.origins is None:
-        return ""
-    records = list(dict.fromkeys(row.record for row in rows))
-    found = []
-    for record in records:
-        own = [row for row in rows if row.record == record]
-        try:
-            with torch.no_grad():
-                head.loss(module, model.states(own), own)
-        except (Exception, SystemExit):
-            found.append(record)
-    shown = found or records
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return ", ".join(str(store.origins[record]) for record in shown[:3]) + more
-
-
-def _checked(head: TaskHead, loss: Loss, groups: int) -> Loss:
-    if not isinstance(loss, tuple) or len(loss) != 2:
-        got = type(loss).__name__
-        raise fault(head, f"loss() must return ptkit.Loss(sums, weights), got {got}")
-    for name, values in zip(("sums", "weights"), loss, strict=True):
-        shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        if shape != [groups]:
-            raise fault(
-                head,
-                f"loss() must return {name} of shape [{groups}], one entry a loss group, "
-                f"got {shape}",
-            )
-    return loss
-
-
 def total_loss(
     model: Model,
     head: TaskHead,
     module: nn.Module | None,
     store: RowStore,
-    groups: Sequence[Sequence[int]],
+    batches: Iterable[Batch],
     settings: TrainSettings,
     each: Callable[[Tensor], None] | None = None,
 ) -> Totals:
-    """The loss over ``groups``, split by memory; ``each`` gets the numerator of every
-    micro-batch."""
-    measure = sum if model.layout == "packed" else max
-    lengths = [measure(store.length(i) for i in group) for group in groups]
-    split = micro_batches(groups, lengths, settings.tokens_per_micro_batch, model.layout)
+    """The loss over micro-batches; ``each`` gets the numerator of every one.
+
+    Raises `OutOfMemory` for a micro-batch that doesn't fit.
+    """
     total = weight = torch.zeros((), device=model.device)
-    tokens = 0
-    for batch in split:
-        rows = [store[i] for group in batch for i in groups[group]]
-        weights = torch.tensor([store[groups[group][0]].weight for group in batch])
-        states = model.states(rows)
-        with blamed(head, "loss()", partial(_culprits, model, head, module, store, rows)):
-            loss = _checked(head, head.loss(module, states, rows), len(batch))
-        numerator, denominator = combine(
-            loss, weights.float().to(model.device), settings.loss_average
-        )
-        if each is not None:
-            each(numerator)
+    tokens = count = 0
+    for rows, row_weights, size in batches:
+        groups = len(row_weights)
+        with told_as(rows, store, tokens=size, groups=groups):
+            loss = head_loss(model, head, module, store, rows, groups)
+            weights = to_device(row_weights, model.device)
+            numerator, denominator = combine(loss, weights, settings.loss_average)
+            if each is not None:
+                each(numerator)
         total = total + numerator.detach()
         weight = weight + denominator
-        tokens += sum(len(row.tokens) for row in rows)
-    return Totals(total, weight, tokens, len(split))
+        tokens += sum(rows.lengths)
+        count += 1
+    return Totals(total, weight, tokens, count)
 
 
 def step_gradients(
@@ -165,72 +116,49 @@ def step_gradients(
     groups: Sequence[Sequence[int]],
     settings: TrainSettings,
     step: int,
+    micro_batches: Iterable[Batch] | None = None,
+    processes: Processes = ALONE,
 ) -> Totals:
     """Set the gradient of the step's loss on every trainable parameter.
 
-    The prefix runs once; micro-batches add up gradients on detached copies of its keys and values,
+    The prefix runs once; micro-batches add up gradients on a detached copy of its keys and values,
     which go through the prefix encoder in one backward pass at the end. So the result does not
     depend on how the step is split. Sums are divided at the end, which also keeps float16 gradients
-    from vanishing.
+    from vanishing. ``micro_batches``: those of ``groups``, if they are made already.
+
+    Nothing here waits for the device. Raises `OutOfMemory` for a micro-batch that doesn't fit, and
+    can then be called again.
     """
+    if micro_batches is None:
+        micro_batches = split(store, groups, settings.tokens_per_micro_batch, model.layout)
     for parameter in trainable.parameters():
         parameter.grad = None
     generator = step_generator(settings.seed, step, model.device)
-    made = [tensor for pair in trainable.prefix(generator) for tensor in pair]
-    leaves = [tensor.detach().requires_grad_() for tensor in made]
-    pairs = list(zip(leaves[::2], leaves[1::2], strict=True))
+    made = trainable.prefix.stacked(generator)
+    leaf = made.detach().requires_grad_()
 
     def backward(numerator: Tensor) -> None:
         numerator.backward()
-        model.set_prefix(pairs)  # the casts of the last micro-batch went with its graph
+        model.set_prefix(leaf)  # the cast of the last micro-batch went with its graph
 
     module = trainable.module
     if module is not None:
         module.train()
-    with model.using(pairs):
-        totals = total_loss(model, head, module, store, groups, settings, backward)
-    if module is not None:
-        module.eval()
-    for leaf in (*leaves, *(() if module is None else module.parameters())):
-        if leaf.grad is not None:
-            leaf.grad.div_(totals.weight)
-    dead = sorted({index // 2 for index, leaf in enumerate(leaves) if leaf.grad is None})
-    if dead:
-        raise RuntimeError(f"the prefix of layers {dead} got no gradient: attention bypasses it")
-    torch.autograd.backward(made, [leaf.grad for leaf in leaves])
+    try:
+        with model.using(leaf), processes.in_step(gradients=True):
+            totals = total_loss(model, head, module, store, micro_batches, settings, backward)
+    finally:
+        if module is not None:
+            module.eval()
+    trained = [leaf, *(() if module is None else module.parameters())]
+    totals = processes.add_up(totals, trained)
+    for tensor in trained:
+        if tensor.grad is not None:
+            tensor.grad.div_(totals.weight)
+    if leaf.grad is None:
+        raise RuntimeError("the prefix got no gradient: attention bypasses it")
+    made.backward(leaf.grad)
     return totals
-
-
-def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
-    """The rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule down to 0."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
-    factor = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
-    }[settings.schedule]
-    return settings.learning_rate * factor
-
-
-def make_optimizer(trainable: Trainable, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over all that trains.
-
-    A parameter group's ``share`` is its learning rate over that of the prefix.
-    """
-    head = [] if trainable.module is None else list(trainable.module.parameters())
-    share = settings.head_learning_rate / settings.learning_rate
-    groups = [{"params": list(trainable.prefix.parameters()), "share": 1.0}]
-    if head:
-        groups.append({"params": head, "share": share})
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 @dataclass
@@ -244,6 +172,12 @@ class Progress:
     """Validations since the best one."""
     ended: bool = False
     """Whether training is over, by its steps or by its patience."""
+    tokens_per_micro_batch: int | None = None
+    """What the recipe's setting was lowered to because memory ran out; None: it is as set."""
+
+    def budget(self, settings: TrainSettings) -> int:
+        """How many tokens go through the model at once."""
+        return self.tokens_per_micro_batch or settings.tokens_per_micro_batch
 
     def as_dict(self) -> dict[str, Any]:
         best = self.best_loss if math.isfinite(self.best_loss) else None
@@ -267,9 +201,49 @@ class Training:
     order: Order
     total: int
     optimizer: torch.optim.AdamW
+    processes: Processes = ALONE
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the host goes on while the device works."""
+        return self.model.device.type == "cuda"
+
+    def all_groups(self, step: int) -> list[list[int]]:
+        """The loss groups of a step, rows each."""
+        return self.store.groups(self.order.step(step), share_loss=self.head.rows_share_loss)
 
     def groups(self, step: int) -> list[list[int]]:
-        return self.store.groups(self.order.step(step), share_loss=self.head.rows_share_loss)
+        """Those of `all_groups` that this process works on."""
+        return self.processes.share(
+            self.all_groups(step), lambda group: sum(self.store.length(row) for row in group)
+        )
+
+    def data(self, step: int, tokens: int) -> StepData:
+        """A step's micro-batches of up to ``tokens`` tokens, ready to be copied to the device."""
+        groups, model = self.groups(step), self.model
+        pinned = model.device.type == "cuda"
+        made = list(split(self.store, groups, tokens, model.layout, pinned=pinned))
+        for batch in made:
+            batch.rows.prepare()
+        return StepData(step, groups, tokens, made)
+
+    def gradients(self, data: StepData, tokens: int) -> Totals:
+        """`step_gradients` of a step in micro-batches of up to ``tokens`` tokens."""
+        if data.budget != tokens:
+            data = self.data(data.step, tokens)
+        # for heads that draw, on every device; the prefix has its own generator
+        torch.manual_seed(self.settings.seed + data.step)
+        return step_gradients(
+            self.model,
+            self.trainable,
+            self.head,
+            self.store,
+            data.groups,
+            self.settings,
+            data.step,
+            data.batches,
+            self.processes,
+        )
 
 
 class Watcher:
@@ -277,6 +251,9 @@ class Watcher:
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """A step or a validation is done."""
+
+    def halved(self, step: int, tokens: int) -> None:
+        """Memory ran out in ``step``; from now on ``tokens`` go through the model at once."""
 
     def validate(self) -> float | None:
         """The validation loss now; None without validation data."""
@@ -290,57 +267,96 @@ class Watcher:
         return False
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A step that the device may still be working on; ``found``: its loss and gradient norm."""
+
+    given: StepData
+    totals: Totals
+    found: Tensor
+    rate: float
+    waited: float
+    clock: Clock
+
+    def look(self, training: Training) -> dict[str, Any]:
+        """What the step's event says; the loop's only wait for the device."""
+        loss, gradient = self.found.tolist()
+        if not (math.isfinite(loss) and math.isfinite(gradient)):
+            rows = rows_not_finite(training, self.given.groups)
+            raise NotFinite(self.given.step + 1, loss, gradient, rows)
+        return {
+            "step": self.given.step + 1,
+            "loss": loss,
+            "learning_rate": self.rate,
+            "gradient_norm": gradient,
+            "tokens": self.totals.tokens,
+            "micro_batches": self.totals.micro_batches,
+            "seconds": self.clock(),
+            "wait_seconds": self.waited,
+        }
+
+
 def train(training: Training, watcher: Watcher, progress: Progress) -> Progress:
     """Train from ``progress.step`` to the end, an early stop, or a requested one.
 
-    A checkpoint is written after the events of its step, so that a resumed run repeats none and
-    loses none. Raises `PtkitError` for a loss or gradient that is not finite, before it reaches the
-    weights.
+    A step is only queued when the next one is prepared, so that a GPU has no pause between them;
+    its loss is looked at while the next one runs. A checkpoint is written after the events of its
+    step, so that a resumed run repeats none and loses none. Raises `PtkitError` for a loss or
+    gradient that is not finite, which never reaches the weights.
     """
     settings, trainable, total = training.settings, training.trainable, training.total
     every = settings.eval_every or max(1, total // 10)
     save_every = settings.save_every or every
-    while not progress.ended:
-        started = time.perf_counter()
-        step, groups = progress.step, training.groups(progress.step)
-        torch.manual_seed(
-            settings.seed + step
-        )  # for heads that draw; the prefix has its own generator
-        rate = learning_rate(settings, step, total)
-        for group in training.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        totals = step_gradients(
-            training.model, trainable, training.head, training.store, groups, settings, step
-        )
-        norm = torch.nn.utils.clip_grad_norm_(
-            trainable.parameters(), settings.clip_norm or math.inf
-        )
-        loss, gradient = totals.loss, float(norm)
-        if not (math.isfinite(loss) and math.isfinite(gradient)):
-            raise NotFinite(step + 1, loss, gradient, rows_not_finite(training, groups))
-        training.optimizer.step()
-        progress.step += 1
-        watcher.event(
-            "train",
-            {
-                "step": progress.step,
-                "loss": loss,
-                "learning_rate": rate,
-                "gradient_norm": gradient,
-                "tokens": totals.tokens,
-                "micro_batches": totals.micro_batches,
-                "seconds": time.perf_counter() - started,
-            },
-        )
-        progress.ended = progress.step == total
-        new_best = False
-        if progress.ended or progress.step % every == 0:
-            new_best = _validate(watcher, settings, progress)
-        stop = watcher.stop_requested()
-        if new_best or progress.ended or stop or progress.step % save_every == 0:
-            watcher.save(progress)
-        if stop:
-            return progress
+
+    def data(step: int) -> StepData:
+        return training.data(step, progress.budget(settings))
+
+    queued: Queued | None = None  # the last step, whose loss nobody has looked at
+
+    def look() -> None:
+        """Wait for what is queued, and tell it."""
+        nonlocal queued
+        if queued is not None:
+            done, queued = queued, None
+            watcher.event("train", done.look(training))
+
+    def halved(tokens: int) -> None:
+        look()
+        progress.tokens_per_micro_batch = tokens
+        watcher.halved(progress.step + 1, tokens)
+
+    clock, guard = Clock(), Guard(training.optimizer, training.model.device)
+    with Feeder(data, progress.step, total, ahead=training.ahead) as feeder:
+        while not progress.ended:
+            given = feeder.next()
+            rate = learning_rate(settings, progress.step, total)
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            work = partial(training.gradients, given)
+            totals = within_memory(progress.budget(settings), work, halved)
+            norm = torch.nn.utils.clip_grad_norm_(
+                trainable.parameters(), settings.clip_norm or math.inf
+            )
+            found = guard.step(totals.mean, norm)
+            progress.step += 1
+            look()  # at the step before, while the device works on this one
+            queued = Queued(given, totals, found, rate, feeder.waited, clock)
+            progress.ended = progress.step == total
+            validated = progress.ended or progress.step % every == 0
+            saved = progress.step % save_every == 0
+            if validated or saved or not training.ahead:
+                look()
+            stop = watcher.stop_requested()
+            if not (validated or saved or stop):
+                continue
+            look()
+            new_best = validated and _validate(watcher, settings, progress)
+            stop = stop or watcher.stop_requested()
+            if new_best or progress.ended or stop or saved:
+                watcher.save(progress)
+            clock.restart()
+            if stop:
+                return progress
     return progress
 
 
@@ -371,12 +387,13 @@ class NotFinite(PtkitError):
 
 @torch.no_grad()
 def rows_not_finite(training: Training, groups: Sequence[Sequence[int]]) -> list[int]:
-    """The rows of the groups whose own loss is NaN or infinite."""
+    """The rows of the groups whose own loss is NaN or infinite, those of all processes."""
     found: list[int] = []
-    with training.model.using(training.trainable.keys_and_values()):
+    model, processes = training.model, training.processes
+    with model.using(training.trainable.keys_and_values()), processes.in_step(gradients=False):
         for group in groups:
             rows = [training.store[index] for index in group]
-            loss = training.head.loss(training.trainable.module, training.model.states(rows), rows)
+            loss = training.head.loss(training.trainable.module, model.states(rows), rows)
             if not bool(torch.isfinite(loss.sums).all()):
                 found.extend(group)
-    return found
+    return [row for some in processes.gather(found) for row in some]

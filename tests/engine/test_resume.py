@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def losses(folder: Path) -> list[Any]:
     """Every event but for its seconds."""
     return [
-        {key: value for key, value in event.items() if key != "seconds"}
+        {key: value for key, value in event.items() if not key.endswith("seconds")}
         for event in read_events(folder / "events.jsonl")
     ]
 

@@ -11,23 +11,22 @@ from ptkit_tasks.generation import Generation
 
 from ptkit.batching import Order
 from ptkit.components import Loss
-from ptkit.data import RowStore
+from ptkit.engine.headloss import combine
 from ptkit.engine.model import Model
+from ptkit.engine.optimizing import learning_rate, make_optimizer
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import (
     Progress,
     Trainable,
     Training,
     Watcher,
-    combine,
-    learning_rate,
-    make_optimizer,
     step_generator,
     step_gradients,
     train,
 )
 from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE, Geometry, HeadInfo, Row
+from ptkit.rowstore import RowStore
 from ptkit.testing import TinyBackbone, tiny_model
 
 PREFIX = 3

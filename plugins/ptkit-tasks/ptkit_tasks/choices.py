@@ -94,7 +94,7 @@ class MultipleChoice(ptkit.TaskHead):
             # no right one where the answer is unknown: a sum of nothing, and the weight 0
             sums.append(found[start:end].logsumexp(0) * len(right) - found[right].sum())
             weights.append(float(len(right)))
-        return ptkit.Loss(torch.stack(sums), torch.tensor(weights, device=found.device))
+        return ptkit.Loss(torch.stack(sums), ptkit.to_device(weights, found.device))
 
     def outputs(
         self, module: nn.Module | None, states: ptkit.States, rows: Sequence[ptkit.EncodedRow]

@@ -172,12 +172,11 @@ class SequenceClassification(NamedHead):
         Over all rows the engine's sum(sums) / sum(weights) is torch's `CrossEntropyLoss` with the
         same weights and label smoothing.
         """
-        import torch
         from torch.nn import functional as F
 
         logits = scores(module, states, rows, self.settings)
         label_weights = _label_weights(module)
-        targets = torch.tensor([row.labels[0] for row in rows], device=logits.device)
+        targets = ptkit.to_device([row.labels[0] for row in rows], logits.device)
         sums = F.cross_entropy(
             logits,
             targets,

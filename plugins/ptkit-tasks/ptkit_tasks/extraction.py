@@ -175,7 +175,7 @@ class SpanExtraction(ptkit.TaskHead):
 
         assert module is not None
         dtype = next(module.parameters()).dtype
-        counts = torch.tensor([row.places[2] for row in rows], device=states.device)
+        counts = ptkit.to_device([row.places[2] for row in rows], states.device)
         none = module((states.last if states.causal else states.first).to(dtype))[:, 2:]  # [b, 2]
         index = torch.arange(max(row.places[2] for row in rows), device=states.device)
         within = index < counts[:, None]  # [b, c]
@@ -189,11 +189,10 @@ class SpanExtraction(ptkit.TaskHead):
         self, module: nn.Module | None, states: ptkit.States, rows: Sequence[ptkit.EncodedRow]
     ) -> ptkit.Loss:
         """Per row, the mean of both pointers' cross-entropies in nats, and 1; 0 if unknown."""
-        import torch
 
         pointers = self._pointers(module, states, rows)
-        known = torch.tensor([bool(row.labels) for row in rows], device=states.device)
-        targets = torch.tensor([row.labels or (0, 0) for row in rows], device=states.device)
+        known = ptkit.to_device([bool(row.labels) for row in rows], states.device)
+        targets = ptkit.to_device([row.labels or (0, 0) for row in rows], states.device)
         found = pointers.gather(2, targets[..., None])[..., 0]  # [b, 2]
         return ptkit.Loss(-found.mean(1).where(known, 0.0), known.to(found.dtype))
 

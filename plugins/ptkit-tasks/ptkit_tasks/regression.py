@@ -63,7 +63,7 @@ class SequenceRegression(TextHead):
 
         found = scores(module, states, rows, self.settings)[:, 0]
         numbers = [next(_numbers(row.labels), math.nan) for row in rows]
-        targets = torch.tensor(numbers, dtype=found.dtype, device=found.device)
+        targets = ptkit.to_device(torch.tensor(numbers, dtype=found.dtype), found.device)
         known = ~targets.isnan()
         return ptkit.Loss((found - targets.where(known, found)) ** 2, known.to(found.dtype))
 

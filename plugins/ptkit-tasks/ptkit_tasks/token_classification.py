@@ -226,8 +226,8 @@ class WordHead(ptkit.TaskHead):
             known = zip(row.labels, row.places[::2], strict=True) if row.labels else ()
             labels += [x for x, place in known if place >= 0] or [ptkit.IGNORE] * count
         weights = [self.settings.class_weights.get(label, 1.0) for label in self.labels]
-        weight = torch.tensor(weights, dtype=scores.dtype, device=scores.device)
-        target = torch.tensor(labels, dtype=torch.long, device=scores.device)
+        weight = ptkit.to_device(torch.tensor(weights, dtype=scores.dtype), scores.device)
+        target = ptkit.to_device(torch.tensor(labels, dtype=torch.long), scores.device)
         losses = cross_entropy(
             scores,
             target,
@@ -237,8 +237,8 @@ class WordHead(ptkit.TaskHead):
             label_smoothing=self.settings.label_smoothing,
         )
         counted = weight[target.clamp_min(0)].where(target != ptkit.IGNORE, 0.0)
-        owners = torch.arange(len(rows), device=scores.device)
-        owners = owners.repeat_interleave(torch.tensor(counts, device=scores.device))
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+        owners = ptkit.to_device(owner, scores.device)
         zeros = scores.new_zeros(len(rows))
         return ptkit.Loss(zeros.index_add(0, owners, losses), zeros.index_add(0, owners, counted))
 
