@@ -14,6 +14,7 @@ from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.answers import AnswerFile
 from ptkit.engine.assembly import assemble, recipe_tables
 from ptkit.engine.evaluate import predict_rows
+from ptkit.engine.generate import window
 from ptkit.engine.model import BATCH_TOKENS, pick_device, pick_dtype
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tuned import Tuned
@@ -24,7 +25,8 @@ from ptkit.registry import Registry, load_plugins
 from ptkit.reporter import Reporter
 from ptkit.settings import SourcePath, dump
 
-WINDOW = 256  # input rows that are predicted, written and, after a stop, found again together
+# input rows that are predicted, written and, after a stop, found again together; more on a GPU
+WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -166,31 +168,30 @@ class _Job:
         self.reporter.stage(f"backbone: {backbone.name} {name}, {dtype} on {model.device}")
         with self.answers:
             going_on = True
-            while window := list(islice(self.items, WINDOW)):
-                lines = (
-                    self.answers.kept([str(item.origin) for item in window]) if going_on else None
-                )
+            at_once = window(WINDOW, model.device)
+            while some := list(islice(self.items, at_once)):
+                lines = self.answers.kept([str(item.origin) for item in some]) if going_on else None
                 if lines is None:
                     if going_on and self.done:
                         self.reporter.stage(f"going on behind row {self.done:,}")
                     going_on = False
-                    lines = self._answer(window)
+                    lines = self._answer(some)
                     self.answers.write(lines)
-                self.done += len(window)
+                self.done += len(some)
                 self.bad += sum(1 for line in lines if "error" in line)
-                self.good += sum(1 for item in window if not isinstance(item, BadRow))
+                self.good += sum(1 for item in some if not isinstance(item, BadRow))
                 self.reporter.progress("answering", self.done, self.rows, {})
             self.answers.finish()
         return Answered(self.done, self.bad)
 
-    def _answer(self, window: Sequence[Record | BadRow]) -> list[dict[str, Any]]:
+    def _answer(self, items: Sequence[Record | BadRow]) -> list[dict[str, Any]]:
         """A line a row. Draws depend on a row's number among the good ones, as in a run."""
-        lines: list[dict[str, Any]] = [{} for _ in window]
+        lines: list[dict[str, Any]] = [{} for _ in items]
         rows: list[EncodedRow] = []
         encoded: list[tuple[int, Record, Sequence[Row]]] = []
         number = self.good
         origins: dict[int, Origin] = {}
-        for place, item in enumerate(window):
+        for place, item in enumerate(items):
             if isinstance(item, BadRow):
                 lines[place] = {"origin": str(item.origin), "error": item.message}
                 continue
@@ -208,8 +209,8 @@ class _Job:
         before = self.done
 
         def show(done: int) -> None:
-            share = done * len(window) // len(rows)
-            if share < len(window):  # the whole window is reported once it is written
+            share = done * len(items) // len(rows)
+            if share < len(items):  # the whole window is reported once it is written
                 self.reporter.progress("answering", before + share, self.rows, {})
 
         tuned = self.tuned

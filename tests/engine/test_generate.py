@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from ptkit.engine.generate import batches, pick
+from ptkit.engine.decoding import choose
+from ptkit.engine.generate import batches, calls, window
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.records import Sampling
@@ -92,10 +96,10 @@ def test_draws_depend_on_seed_and_row_only(model: Model, batch_tokens: int) -> N
 
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, -1)
-    draws = [torch.Generator().manual_seed(i) for i in range(4000)]
+    drawn = torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))
 
     def shares(sampling: Sampling) -> list[float]:
-        return (pick(logits, sampling, draws).bincount(minlength=4) / 4000).tolist()
+        return (choose(logits, sampling, drawn).bincount(minlength=4) / 4000).tolist()
 
     assert shares(Sampling(1, temperature=1.0)) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
     # temperature 1/2 squares the odds: 25 : 9 : 2.25 : 0.25
@@ -113,3 +117,23 @@ def test_batches_keep_the_budget() -> None:
     assert list(batches([3, 9, 5], 2, 20)) == [[1], [2, 0]]
     assert list(batches([3], 2, 1)) == [[0]]
     assert list(batches([], 2, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "new_tokens", "wanted"),
+    [
+        ("cpu", 2, [[1], [2, 0]]),  # 9 + 2 twice is above 20; 5 + 2 twice is not
+        ("cuda", 2, [[1, 2, 0]]),
+        ("cuda", 0, [[1, 2], [0]]),  # nothing is generated, so nothing else keeps the budget
+    ],
+)
+def test_a_gpu_answers_all_rows_in_one_call(
+    device: str, new_tokens: int, wanted: list[list[int]]
+) -> None:
+    model: Any = SimpleNamespace(device=torch.device(device), batch_tokens=20)
+    assert list(calls([3, 9, 5], new_tokens, model)) == wanted
+
+
+def test_a_gpu_works_on_eight_times_as_many_rows() -> None:
+    assert window(256, torch.device("cpu")) == 256
+    assert window(256, torch.device("cuda")) == 2048
