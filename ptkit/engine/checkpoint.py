@@ -10,9 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ptkit.engine.files import PARTIAL, remove_folder, save_tensors, whole_folder, write_json
+from ptkit.engine.processes import ALONE, Processes
 from ptkit.engine.train import Progress, Trainable
 from ptkit.errors import CheckpointError
 
+CHECKPOINTS = "checkpoints"
+"""Where they are in the folder of a run."""
 TRAINABLE = "trainable.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
@@ -60,17 +63,22 @@ def _optimizer_tensors(
     }
 
 
-def load_trainable(folder: Path, trainable: Trainable) -> None:
-    """Put a checkpoint's weights into ``trainable``."""
-    tensors = _read(folder / TRAINABLE)
+def load_trainable(folder: Path, trainable: Trainable, processes: Processes = ALONE) -> None:
+    """Put a checkpoint's weights into ``trainable``; the leading process reads them for all."""
+    tensors = processes.first(lambda: _read(folder / TRAINABLE))
     with torch.no_grad():
         for name, parameter in trainable.named_parameters().items():
             parameter.copy_(tensors[name])
 
 
-def load_optimizer(folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(
+    folder: Path,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes = ALONE,
+) -> None:
     """Put a checkpoint's optimiser state, every tensor of it, into ``optimizer``."""
-    tensors = _read(folder / OPTIMIZER)
+    tensors = processes.first(lambda: _read(folder / OPTIMIZER))
     for name, parameter in trainable.named_parameters().items():
         state = {
             key.removeprefix(f"{name}."): value

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,20 @@ NAMES = (
     "backbone.name",
     "source",
 )  # what things are called may change; fingerprints and hashes may not
-MAY_DIFFER = ("threads", "packages", "plugins", "ptkit")  # results may differ in the last bits
+# results may differ in the last bits
+MAY_DIFFER = ("processes", "threads", "packages", "plugins", "ptkit")
+
+
+def free_folder(name: str, out: str | Path | None, *, resume: bool) -> Path:
+    """Where a run is to be written: ``out``, or a new folder for the recipe of this name.
+
+    Raises `PtkitError` for a folder that is in use, or, to resume, holds no run.
+    """
+    if resume and out is None:
+        raise PtkitError("--resume needs --out with the folder of the run to go on with")
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
+    check_unused(folder, resume=resume)
+    return folder
 
 
 def check_unused(folder: Path, *, resume: bool) -> None:
@@ -59,7 +73,8 @@ def check_same_run(folder: Path, recipe: Recipe, environment: Mapping[str, Any])
         for key, old, new in _differences(recipe_then, recipe_now)
         if not (_is_path(old) and _is_path(new))
     ]
-    now = json.loads(json.dumps(environment))
+    then, now = ({"processes": 1, **described} for described in (then, environment))
+    now = json.loads(json.dumps(now))
     for key in MUST_MATCH:
         problems += [
             f"{folder}: was started with {name} {_shown(old)}, now it is {_shown(new)}"

@@ -3,48 +3,40 @@ any of them."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-import ptkit
-from ptkit.batching import Order
-from ptkit.components import Backbone, LoadedBackbone, TaskHead
 from ptkit.data import Part
-from ptkit.engine.adapter import describe_backbone, save_adapter
 from ptkit.engine.card import write_card
 from ptkit.engine.checkpoint import (
+    CHECKPOINTS,
     folder_of,
     load_optimizer,
     load_trainable,
-    newest_checkpoint,
-    read_progress,
     save_checkpoint,
 )
-from ptkit.engine.environment import describe
-from ptkit.engine.evaluate import (
-    Failures,
-    Scores,
-    best_constant,
-    evaluate_loss,
-    metric_warnings,
-    pairs_of,
-    predict,
-    score_rows,
-)
-from ptkit.engine.files import clear_partials, whole_file, write_json, write_text
-from ptkit.engine.lengths import describe_lengths
-from ptkit.engine.model import Model, pick_device, pick_dtype
+from ptkit.engine.endings import explain_not_finite, how_to_resume
+from ptkit.engine.evaluate import evaluate_loss, predict
+from ptkit.engine.fitting import set_up
+from ptkit.engine.loading import build_head, load_model
+from ptkit.engine.model import pick_device
+from ptkit.engine.opening import describe_run, make_training, open_folder
 from ptkit.engine.plot import plot_losses
 from ptkit.engine.probe import probe
+from ptkit.engine.processes import (
+    FailedElsewhere,
+    LostProcess,
+    Processes,
+    joined,
+    lost_connection,
+)
 from ptkit.engine.report import write_report
-from ptkit.engine.resume import check_same_run, check_unused
+from ptkit.engine.results import Results
+from ptkit.engine.resume import free_folder
+from ptkit.engine.sharding import shard
 from ptkit.engine.start import build_prefix, continue_head, starting_adapter
 from ptkit.engine.stopping import Interrupted, StopSignals
 from ptkit.engine.tracking import Tracking, read_events
@@ -52,19 +44,16 @@ from ptkit.engine.train import (
     NotFinite,
     Progress,
     Trainable,
-    Training,
     Watcher,
-    make_optimizer,
     train,
 )
+from ptkit.engine.watching import tell
 from ptkit.errors import PluginError, PtkitError
-from ptkit.isolation import blamed, check_type
 from ptkit.preparation import prepare
 from ptkit.recipe import Recipe
-from ptkit.records import EncodedRow, HeadInfo, RunInfo
+from ptkit.records import RunInfo
 from ptkit.reporter import Reporter
 
-CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
 
 
@@ -80,47 +69,6 @@ class RunResult:
         return self.folder / "adapter"
 
 
-def load_model(
-    backbone: Backbone, device: str, progress: Callable[[int, int], None] | None = None
-) -> Model:
-    """The frozen model of a backbone on a device, ready for rows.
-
-    ``progress`` gets the number of tensors that are loaded, and of all.
-    """
-    chosen = pick_device(device)
-    tokenizer = backbone.tokenizer
-    with blamed(backbone, "load()"):
-        loaded = backbone.load(chosen, pick_dtype(backbone.settings.dtype, chosen), progress)
-        check_type(backbone, "load()", loaded, LoadedBackbone, "a ptkit.LoadedBackbone")
-    return Model(
-        loaded,
-        backbone.geometry,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        stop_ids=tokenizer.stop_ids,
-    )
-
-
-def build_head(
-    head: TaskHead,
-    backbone: Backbone,
-    model: Model,
-    seed: int,
-    rows: Iterable[EncodedRow] = (),
-) -> nn.Module | None:
-    """The head's trainable module, if it has one, on the model's device.
-
-    ``rows``: those that it will be trained on.
-    """
-    shape = backbone.geometry
-    info = HeadInfo(shape.hidden_size, shape.vocab_size, shape.causal, seed, rows)
-    with blamed(head, "build()"):
-        module = head.build(info)
-        wanted = "a torch module or None"
-        check_type(head, "build()", module, nn.Module | None, wanted)
-    return None if module is None else module.to(model.device).eval()
-
-
 def run(
     recipe: Recipe | str | Path,
     *,
@@ -134,7 +82,8 @@ def run(
     ``out``: the run folder, by default ``runs/<recipe>-<time>``; ``device``: "auto", "cpu", "cuda";
     ``resume``: go on in ``out`` from its newest checkpoint, with exactly the result of a run that
     was never stopped. Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`; a second one
-    stops at once.
+    stops at once. Where a launcher such as torchrun started several processes, they share the run;
+    scores are returned to the first one only, which writes all files.
 
     >>> import ptkit
     >>> recipe = ptkit.Recipe.load("quickstart.toml", overrides=["train.max_steps=20"])
@@ -147,25 +96,27 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
-    if resume and out is None:
-        raise PtkitError("--resume needs --out with the folder of the run to go on with")
-    folder = Path(out) if out is not None else _default_folder(recipe)
-    check_unused(folder, resume=resume)
-    info = RunInfo(str(folder), recipe.resolved())
-    try:
-        with StopSignals() as signals:
-            return _Run(recipe, folder, device, signals, reporter or Reporter(), resume).run()
-    except BaseException as error:
-        recipe.registry.manager.hook.ptkit_on_run_error(run=info, error=error)
-        raise
-
-
-def _default_folder(recipe: Recipe) -> Path:
-    return Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with joined(device) as processes:
+        reporter = reporter if reporter and processes.leads else Reporter()
+        folder = processes.first(lambda: free_folder(recipe.name, out, resume=resume))
+        info = RunInfo(str(folder), recipe.resolved())
+        try:
+            with StopSignals() as signals:
+                return _Run(recipe, folder, device, signals, reporter, resume, processes).run()
+        except BaseException as error:
+            if processes.leads:
+                tell(
+                    recipe.registry,
+                    "ptkit_on_run_error",
+                    reporter.failure,
+                    run=info,
+                    error=error,
+                )
+            raise
 
 
 class _Run(Watcher):
-    """One run, stage by stage."""
+    """One run, stage by stage, in one of its processes."""
 
     def __init__(
         self,
@@ -175,6 +126,7 @@ class _Run(Watcher):
         signals: StopSignals,
         reporter: Reporter,
         resume: bool,  # noqa: FBT001
+        processes: Processes,
     ) -> None:
         self.recipe = recipe
         self.settings = recipe.train
@@ -183,43 +135,86 @@ class _Run(Watcher):
         self.signals = signals
         self.reporter = reporter
         self.resume = resume
+        self.processes = processes
         self.checkpoints = folder / CHECKPOINTS
         self.latest: dict[str, float] = {}
-        self.failed: list[str] = []  # what went wrong outside of metrics, and ended nothing
+        self.tracking: Tracking | None = None  # only the leading process has one
 
     def run(self) -> RunResult:
-        hooks = self.recipe.registry.manager.hook
         try:
-            self.prepared = prepare(self.recipe, self.reporter)
+            with self.processes.alike():
+                self.prepared = prepare(self.recipe, self.reporter)
             self._load()
             self._open_folder()
-            hooks.ptkit_before_run(run=self.info)
+            self._tell("ptkit_before_run", run=self.info)
             before = self._answer("untuned")  # with a head as it starts, in a resumed run too
             self._measure_untuned()
             self._restore()
             self._train()
-            self._save_adapter()
-            scores = self._score(before)
-            plot_losses(
-                read_events(self.folder / EVENTS), self.folder / "loss.png", self.recipe.name
-            )
-            write_card(self.folder)
-            write_report(self.folder)
+            results = Results(self.prepared, self.folder, self.reporter)
+            if self.processes.leads:
+                results.save_adapter(self.trainable, self.environment)
+            self.model.set_prefix(self.trainable.keys_and_values())
+            after = self._answer("tuned")
+            scores = self._finish(results, before, after) if self.processes.leads else {}
         except Interrupted as stop:
-            raise Interrupted(stop.number, *self._how_to_resume()) from None
+            raise self._interrupted(stop.number) from None
+        except (LostProcess, PluginError, RuntimeError) as error:
+            if self.processes.size == 1 or not lost_connection(error):
+                raise
+            if self.signals.received is not None:  # as the others were, some of them earlier
+                raise self._interrupted(self.signals.received) from None
+            begun = hasattr(self, "training")
+            more = [how_to_resume(self.folder, self.processes.size)] if begun else []
+            raise self.processes.lost(error, *more) from error
         finally:
-            if hasattr(self, "tracking"):
+            if self.tracking is not None:
                 self.tracking.finish()
-        hooks.ptkit_after_run(run=self.info, scores=scores)
+        self._tell("ptkit_after_run", run=self.info, scores=scores)
         self.reporter.finished(self.folder)
         return RunResult(self.folder, scores)
+
+    def _finish(
+        self, results: Results, before: list[Any] | None, after: list[Any] | None
+    ) -> dict[str, dict[str, float]]:
+        """Write the scores and what shows them; no other process is needed any more."""
+        scores: dict[str, dict[str, float]] = {}
+        if before is None or after is None:
+            self.reporter.warning("no scores: the recipe names neither dataset.validation nor test")
+        else:
+            scores = results.score(before, after)
+            self._track("scores", {"step": self.progress.step, **scores})
+        plot_losses(read_events(self.folder / EVENTS), self.folder / "loss.png", self.recipe.name)
+        write_card(self.folder)
+        write_report(self.folder)
+        return scores
+
+    def _interrupted(self, number: int) -> Interrupted:
+        if not self.processes.leads:
+            return Interrupted(number)
+        if self.tracking is None:
+            return Interrupted(number, "stopped before training began: nothing was written")
+        return Interrupted(number, how_to_resume(self.folder, self.processes.size))
+
+    def _tell(self, hook: str, **values: Any) -> None:
+        if self.processes.leads:
+            tell(self.recipe.registry, hook, self.reporter.failure, **values)
+
+    def _track(self, kind: str, values: dict[str, Any]) -> None:
+        if self.tracking is not None:
+            self.tracking.event(kind, values)
 
     # ---------------------------------------------------------------------------------- set-up
 
     def _load(self) -> None:
         backbone, recipe = self.prepared.backbone, self.recipe
-        start = starting_adapter(recipe, backbone, self.reporter)  # before loading
-        self.model = load_model(backbone, self.device, self._show_loading)
+        spread = self.settings.shard_base and self.processes.size > 1
+        with self.processes.alike():
+            start = starting_adapter(recipe, backbone, self.reporter)  # before loading
+            self.model = load_model(backbone, self.device, self._show_loading, whole=not spread)
+        if spread:
+            lock_step = shard(self.model, self.processes, self.device)
+            self.processes = replace(self.processes, lock_step=lock_step)
         probe(self.model)
         frozen = backbone.geometry.parameters
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -236,23 +231,9 @@ class _Run(Watcher):
             self.reporter.stage(continue_head(start, self.prepared.head, module))
         count = self.trainable.count()
         self.reporter.stage(f"trainable: {count:,} parameters ({count / (count + frozen):.4%})")
-        self.environment = {
-            **describe(recipe.registry, self.device),
-            "dtype": dtype,
-            "trainable_parameters": count,
-            "frozen_parameters": frozen,
-            "backbone": describe_backbone(backbone),
-            **({} if start is None else {"start": {"checksum": start.checksum}}),
-            "data": {
-                part.name: {
-                    "source": part.source.name,
-                    "sha256": part.sha256,
-                    "rows": part.count,
-                    "skipped": len(part.skipped),
-                }
-                for part in self.prepared.parts.values()
-            },
-        }
+        self.environment = describe_run(
+            self.prepared, self.device, dtype, count, self.processes.size, start
+        )
         self.info = RunInfo(str(self.folder), recipe.resolved(), self.environment)
 
     def _show_loading(self, done: int, total: int) -> None:
@@ -260,50 +241,20 @@ class _Run(Watcher):
 
     def _open_folder(self) -> None:
         """Write what the run is, or check that a resumed one is the same; start the events."""
-        checkpoint = None
-        if self.resume:
-            clear_partials(self.folder)
-            for warning in check_same_run(self.folder, self.recipe, self.environment):
-                self.reporter.warning(warning)
-            checkpoint = newest_checkpoint(self.checkpoints)
-        self.progress = Progress() if checkpoint is None else read_progress(checkpoint)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PtkitError(f"{self.folder}: can't be made: {error.strerror}") from error
-        if not (self.folder / "environment.json").exists():
-            write_text(self.folder / "recipe.toml", self.recipe.to_toml())
-            skipped = [str(row) for part in self.prepared.parts.values() for row in part.skipped]
-            if skipped:
-                write_text(self.folder / "skipped.txt", "\n".join(skipped) + "\n")
-            lengths = describe_lengths(self.prepared.head, self.prepared.parts.values())
-            write_json(self.folder / "lengths.json", lengths)
-            write_json(self.folder / "environment.json", self.environment)
-        store = self.prepared.parts["train"].rows
-        settings = self.settings
-        order = Order(
-            store.records, settings.batch_size, seed=settings.seed, epochs=settings.epochs
+        self.checkpoint, self.progress = self.processes.first(
+            lambda: open_folder(
+                self.folder, self.prepared, self.environment, self.reporter, resume=self.resume
+            )
         )
-        total = settings.max_steps or order.steps
-        assert total is not None
-        self.training = Training(
-            self.model,
-            self.trainable,
-            self.prepared.head,
-            store,
-            settings,
-            order,
-            total,
-            make_optimizer(self.trainable, settings),
-        )
-        self.checkpoint = checkpoint
-        self.tracking = Tracking(
-            self.folder / EVENTS,
-            self.prepared.trackers,
-            self.info,
-            self.reporter.failure,
-            upto=self.progress.step,
-        )
+        self.training = make_training(self.prepared, self.model, self.trainable, self.processes)
+        if self.processes.leads:
+            self.tracking = Tracking(
+                self.folder / EVENTS,
+                self.prepared.trackers,
+                self.info,
+                self.reporter.failure,
+                upto=self.progress.step,
+            )
 
     # ---------------------------------------------------------------------------------- training
 
@@ -316,31 +267,36 @@ class _Run(Watcher):
         self.latest["untuned"] = untuned
         self.reporter.stage(f"untuned loss on {validation.name}: {untuned:.4f}")
         if self.progress.step == 0:
-            self.tracking.event("untuned", {"step": 0, "loss": untuned})
+            self._track("untuned", {"step": 0, "loss": untuned})
 
     def _restore(self) -> None:
         """Take up the weights and the optimiser's state of the checkpoint that is resumed."""
         if self.checkpoint is None:
             return
-        load_trainable(self.checkpoint, self.trainable)
-        load_optimizer(self.checkpoint, self.trainable, self.training.optimizer)
+        load_trainable(self.checkpoint, self.trainable, self.processes)
+        optimizer = self.training.optimizer
+        load_optimizer(self.checkpoint, self.trainable, optimizer, self.processes)
         steps = f"{self.training.total:,} steps in all"
         self.reporter.stage(f"resumed from {self.checkpoint.name}, {steps}")
 
     def _train(self) -> None:
         """Run the loop and leave the best checkpoint's weights in ``trainable``."""
-        if self.settings.gradient_checkpointing:
-            self.model.enable_checkpointing()
+        self._fit_memory()
         started, first = time.perf_counter(), self.progress.step
         self.signals.deferred = True
         try:
             progress = train(self.training, self, self.progress)
         except NotFinite as error:
-            raise PtkitError(*self._not_finite(error)) from None
+            if not self.processes.leads:
+                raise FailedElsewhere from error
+            origins = self.prepared.parts["train"].origins
+            lines = explain_not_finite(error, self.training, origins, self.folder)
+            raise PtkitError(*lines) from None
         finally:
             self.signals.deferred = False
-        if self.signals.received is not None:
-            raise Interrupted(self.signals.received)
+            self.model.drop_graphs()
+        if number := self._signal():
+            raise Interrupted(number)
         seconds = time.perf_counter() - started
         self.reporter.stage(f"trained {progress.step - first:,} steps in {seconds:.0f} s")
         if progress.step < self.training.total:
@@ -349,19 +305,45 @@ class _Run(Watcher):
                 f"{progress.since_best} tries"
             )
         if progress.best_step is not None:
-            load_trainable(folder_of(self.checkpoints, progress.best_step), self.trainable)
+            best = folder_of(self.checkpoints, progress.best_step)
+            load_trainable(best, self.trainable, self.processes)
             self.reporter.stage(
                 f"best checkpoint: step {progress.best_step}, "
                 f"validation loss {progress.best_loss:.4f}"
             )
 
+    def _fit_memory(self) -> None:
+        """Let as many layers be computed again as train.memory says, and tell how that goes."""
+        found = set_up(self.training, self.prepared.backbone, self.progress.budget(self.settings))
+        if found.fits is False:
+            self.reporter.warning(f"memory: {found}")
+        elif found.memory.recomputed or self.device == "cuda":
+            self.reporter.stage(f"memory: {found}")
+
     def _validation_loss(self, part: Part) -> float:
         return evaluate_loss(
-            self.model, self.prepared.head, self.trainable.module, part, self.settings
+            self.model,
+            self.prepared.head,
+            self.trainable.module,
+            part,
+            self.settings,
+            self.progress.budget(self.settings),
+            partial(self.halved, self.progress.step),
+            self.processes,
+        )
+
+    def halved(self, step: int, tokens: int) -> None:
+        self.progress.tokens_per_micro_batch = tokens  # for the rest of the run, resumed or not
+        values = {"step": step, "tokens_per_micro_batch": tokens}
+        self._track("out-of-memory", values)
+        self.reporter.warning(
+            f"step {step}: memory ran out; it is done again, and from now on {tokens:,} tokens at "
+            f"most go through the model at once; train.tokens_per_micro_batch = {tokens} or "
+            'train.memory = "small" avoids that'
         )
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
-        self.tracking.event(kind, values)
+        self._track(kind, values)
         self.latest["loss" if kind == "train" else kind] = values["loss"]
         order = ("loss", "validation", "untuned")
         shown: dict[str, float] = {k: self.latest[k] for k in order if k in self.latest}
@@ -381,43 +363,16 @@ class _Run(Watcher):
             return self._validation_loss(validation)
 
     def save(self, progress: Progress) -> None:
-        save_checkpoint(
-            self.checkpoints,
-            self.trainable,
-            self.training.optimizer,
-            progress,
-            keep=self.settings.keep,
-        )
+        optimizer, keep = self.training.optimizer, self.settings.keep
+        write = partial(save_checkpoint, self.checkpoints, self.trainable, optimizer, progress)
+        self.processes.first(lambda: write(keep=keep))
 
     def stop_requested(self) -> bool:
-        return self.signals.received is not None
+        return self._signal() != 0
 
-    def _how_to_resume(self) -> list[str]:
-        if not hasattr(self, "tracking"):
-            return ["stopped before training began: nothing was written"]
-        newest = newest_checkpoint(self.checkpoints)
-        saved = "before the first step" if newest is None else f"with {newest.name} saved"
-        recipe = self.folder / "recipe.toml"  # with what --set changed
-        return [f"stopped {saved}; go on with: ptkit run {recipe} --out {self.folder} --resume"]
-
-    def _not_finite(self, error: NotFinite) -> list[str]:
-        origins = self.prepared.parts["train"].origins
-        store = self.training.store
-        rows = error.rows or [r for group in self.training.groups(error.step - 1) for r in group]
-        found = sorted({store[row].record for row in rows})
-        shown = ", ".join(str(origins[index]) for index in found[:20])
-        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-        kind = (
-            "rows with such a loss"
-            if error.rows
-            else "no row alone has such a loss; the step's rows"
-        )
-        newest = newest_checkpoint(self.checkpoints)
-        last = "no checkpoint was written" if newest is None else f"the last good one is {newest}"
-        return [
-            f"{error}; {kind}: {shown}{more}",
-            f'lower train.learning_rate, or use backbone.dtype = "float32" or "bfloat16"; {last}',
-        ]
+    def _signal(self) -> int:
+        """The signal that asked any of the processes to stop, 0 for none."""
+        return self.processes.largest(self.signals.received or 0)
 
     # ---------------------------------------------------------------------------------- results
 
@@ -435,77 +390,5 @@ class _Run(Watcher):
             lambda done, total: self.reporter.progress(
                 f"answering {part.name}, {how}", done, total, {}
             ),
+            self.processes,
         )
-
-    def _save_adapter(self) -> None:
-        head, module = self.prepared.head, self.trainable.module
-        manifest = {
-            "ptkit": ptkit.__version__,
-            "backbone": self.environment["backbone"],
-            "task": {"kind": head.name, "labels": list(head.labels)},
-            "recipe": self.recipe.resolved(portable=True),
-            "versions": {**self.environment["packages"], **self.environment["plugins"]},
-        }
-        tensors = {} if module is None else dict(module.state_dict())
-        save_adapter(self.folder / "adapter", self.trainable.prefix, tensors, manifest)
-
-    def _score(self, before: list[Any] | None) -> dict[str, dict[str, float]]:
-        """Answer with the prefix; write predictions.jsonl and scores.json."""
-        part, head, metrics = self.prepared.scored, self.prepared.head, self.prepared.metrics
-        if part is None or before is None:
-            self.reporter.warning("no scores: the recipe names neither dataset.validation nor test")
-            return {}
-        self.model.set_prefix(self.trainable.keys_and_values())
-        after = self._answer("tuned")
-        assert after is not None
-        failures = Failures()
-        constant = self._constant(part, failures)
-        pairs = pairs_of(head, part, after)
-        found = {"before": score_rows(metrics, pairs_of(head, part, before), failures)}
-        if constant is not None:
-            found["constant"] = constant[1]
-        found["after"] = score_rows(metrics, pairs, failures)
-        found = failures.scores(found)
-        self._write_predictions(part, before, after, found)
-        answer = None if constant is None else str(constant[0])
-        warnings = [*self.failed, *metric_warnings(metrics, pairs, failures)]
-        scoring = {"constant": answer, "units": found["after"].units, "warnings": warnings}
-        write_json(self.folder / "scoring.json", scoring)
-        scores = {name: scored.total for name, scored in found.items()}
-        write_json(self.folder / "scores.json", scores)
-        for text in warnings:
-            failed = text in failures.texts or text in self.failed
-            show = self.reporter.failure if failed else self.reporter.warning
-            show(text)
-        self.reporter.scores(scores, answer, part.name, part.count)
-        self.tracking.event("scores", {"step": self.progress.step, **scores})
-        return scores
-
-    def _constant(self, part: Part, failures: Failures) -> tuple[Any, Scores] | None:
-        """The best constant answer; a head that can't name any costs that column alone."""
-        head, train = self.prepared.head, self.prepared.parts["train"]
-        seed = self.settings.seed
-        try:
-            return best_constant(
-                head, self.prepared.metrics, train.sample, part, seed=seed, failures=failures
-            )
-        except PluginError as error:
-            self.failed += [f"{line}; there are no scores of a constant" for line in error.lines]
-            return None
-
-    def _write_predictions(
-        self, part: Part, before: Sequence[Any], after: Sequence[Any], scores: Mapping[str, Scores]
-    ) -> None:
-        path = self.folder / "predictions.jsonl"
-        rows = zip(part.records or [], before, after, strict=True)
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-            for index, (record, untuned, tuned) in enumerate(rows):
-                line = {
-                    "origin": str(record.origin),
-                    "prompt": getattr(record, "prompt", None),
-                    "reference": self.prepared.head.reference(record),
-                    "before": untuned,
-                    "after": tuned,
-                    "scores": {name: found.rows[index] for name, found in scores.items()},
-                }
-                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")

@@ -14,8 +14,8 @@ from ptkit.data import Part, encode_part
 from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.assembly import Assembly, assemble
 from ptkit.engine.evaluate import predict
+from ptkit.engine.loading import build_head, load_model
 from ptkit.engine.model import Model
-from ptkit.engine.session import build_head, load_model
 from ptkit.engine.stream import TextStream
 from ptkit.errors import PtkitError
 from ptkit.records import GenerationRecord, Origin, Record, Sampling

@@ -1,0 +1,183 @@
+"""What processes that share a run are made of: dealing, adding up, joining, spreading a base."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptkit.engine.processes import ALONE, Processes, deal, joined, lost_connection
+from ptkit.engine.sharding import LockStep, repeated_layers
+from ptkit.errors import CheckpointError, PtkitError
+from ptkit.records import EncodedRow, Row
+from ptkit.testing import tiny_model
+
+from .forked import Ended, share
+
+FINE = Ended(0, "")
+
+
+def test_the_weights_of_a_spread_base_are_shared_out(tmp_path: Path) -> None:
+    """Each of two processes holds half of every weight of the body, int8 ones included."""
+    script = tmp_path / "spread.py"
+    script.write_text(
+        """
+import json, sys, torch
+from ptkit.engine.frozen import Int8Linear
+from ptkit.engine.processes import joined
+from ptkit.engine.sharding import shard
+from ptkit.records import EncodedRow, Row
+from ptkit.testing import tiny_model
+
+rows = [EncodedRow(Row((3, 4, 5)), 0)]
+with joined("cpu") as processes:
+    model = tiny_model()
+    layer = model.body.layers[0].mlp
+    layer.down_proj = Int8Linear.from_weight(layer.down_proj.weight.data)
+    before = model.states(rows).hidden
+    whole = {name: p.numel() for name, p in model.body.named_parameters()}
+    shard(model, processes, "cpu")
+    own = {name: p.to_local().numel() for name, p in model.body.named_parameters()}
+    assert {name: 2 * n for name, n in own.items()} == whole, own
+    torch.testing.assert_close(model.states(rows).hidden, before)
+"""
+    )
+    assert share(script, "", 2, tmp_path) == [FINE, FINE]
+
+
+def test_layers_that_can_t_be_found_can_t_be_spread() -> None:
+    model = tiny_model()
+    layers: Any = model.body.layers
+    assert repeated_layers(model) == list(layers)
+    model.attentions.reverse()
+    with pytest.raises(CheckpointError) as caught:
+        repeated_layers(model)
+    assert caught.value.lines == (
+        "GlmModel: its repeated layers can't be told apart, so its weights can't be spread; "
+        "set train.shard_base = false",
+    )
+
+
+def test_a_pass_without_gradients_is_refused_where_the_others_go_backward() -> None:
+    model = tiny_model()
+    lock_step = LockStep(model, ALONE)
+    rows = [EncodedRow(Row((3, 4)), 0)]
+    with lock_step.until_all_are_done(gradients=False), torch.no_grad():
+        model.states(rows)
+    expected = pytest.raises(RuntimeError, match="the other processes expect a pass with gradients")
+    with expected, lock_step.until_all_are_done(gradients=True), torch.no_grad():
+        model.states(rows)
+
+
+def test_gradients_are_added_up_where_some_process_has_them(tmp_path: Path) -> None:
+    """Rank r gives r + 1 times [1, 2] for the first leaf; rank 1 alone has the second's; nobody
+    the third's."""
+    script = tmp_path / "add.py"
+    script.write_text(
+        """
+import torch
+from ptkit.engine.processes import joined
+from ptkit.engine.train import Totals
+
+with joined("cpu") as processes:
+    rank = processes.rank
+    leaves = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    leaves[0].grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+    leaves[1].grad = torch.tensor([5.0, 6.0]) if rank else None
+    mine = Totals(torch.tensor(1.5 + rank), torch.tensor(2.0), 16_777_217 + rank, 1)
+    totals = processes.add_up(mine, leaves)
+    assert leaves[0].grad.tolist() == [3.0, 6.0]
+    assert leaves[1].grad.tolist() == [5.0, 6.0]
+    assert leaves[2].grad is None
+    assert (float(totals.numerator), float(totals.weight)) == (4.0, 4.0)
+    assert (totals.tokens, totals.micro_batches) == (33_554_435, 2)
+    assert processes.gather(rank) == [0, 1]
+    assert processes.first(lambda: rank) == 0
+    assert processes.largest(rank) == 1
+"""
+    )
+    assert share(script, "", 2, tmp_path) == [FINE, FINE]
+
+
+def test_deal_gives_like_loads_and_keeps_the_order() -> None:
+    assert deal([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
+    assert deal([3], 3) == [[0], [], []]
+    assert deal([1, 1, 1, 1], 3) == [[0, 3], [1], [2]]
+    sizes = [7 * i % 31 + 1 for i in range(100)]
+    dealt = deal(sizes, 4)
+    assert sorted(i for part in dealt for i in part) == list(range(100))
+    loads = [sum(sizes[i] for i in part) for part in dealt]
+    assert max(loads) - min(loads) <= min(sizes)
+
+
+def test_alone_nothing_is_dealt_or_asked() -> None:
+    assert Processes(0, 1) == ALONE
+    assert ALONE.share([3, 4], lambda size: size) == [3, 4]
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.first(lambda: 5) == 5
+    assert ALONE.largest(3) == 3
+
+
+def test_a_run_alone_imports_no_collectives() -> None:
+    code = (
+        "import sys, ptkit.engine.processes as p\n"
+        "with p.joined('cpu') as processes: assert processes is p.ALONE\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+            "WORLD_SIZE: says that this is one of 2 processes, but MASTER_ADDR, MASTER_PORT are "
+            "not set; start it with torchrun, or with --processes and without WORLD_SIZE",
+        ),
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE: must be a whole number, got 'two'; start with torchrun",
+        ),
+    ],
+)
+def test_variables_that_are_missing_or_wrong_are_told(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], line: str
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PtkitError) as caught, joined("cpu"):
+        pass
+    assert caught.value.lines == (line,)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device in ("cuda", "auto"):
+        with pytest.raises(PtkitError) as caught, joined(device):
+            pass
+        assert caught.value.lines == (
+            f"device {device!r}: 2 processes on this machine, but torch sees 1 GPU; "
+            "use --processes 1, or --device cpu",
+        )
+
+
+def test_only_errors_of_connections_are_taken_for_them() -> None:
+    assert lost_connection(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed"))
+    caused = ValueError("head")
+    caused.__cause__ = torch.distributed.DistBackendError("NCCL error")
+    assert lost_connection(caused)
+    assert not lost_connection(RuntimeError("shapes differ"))
