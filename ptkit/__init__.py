@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LoadedBackbone,
         Loss,
         Metric,
+        Quantization,
         RowMetric,
         TaskHead,
         Tokenizer,
@@ -27,11 +28,22 @@ if TYPE_CHECKING:
         Transform,
     )
     from ptkit.engine.adapter import Adapter, load_adapter
-    from ptkit.engine.frozen import Int4Linear, Int8Linear, QuantizedLinear, quantize_rows
+    from ptkit.engine.frozen import (
+        Float8Linear,
+        Int4Group64Linear,
+        Int4Group128Linear,
+        Int4Linear,
+        Int8Linear,
+        QuantizedLinear,
+        quantize_linears,
+    )
+    from ptkit.engine.frozen_codes import quantize_rows
+    from ptkit.engine.frozen_embedding import HostEmbedding
     from ptkit.engine.loss import token_loss
     from ptkit.engine.model import Model
     from ptkit.engine.session import RunResult, run
     from ptkit.engine.states import States
+    from ptkit.engine.transfer import to_device
     from ptkit.engine.tuned import Tuned, load
     from ptkit.errors import (
         CheckpointError,
@@ -80,16 +92,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ptkit.components": (
-        "Backbone Component DatasetFormat LoadedBackbone Loss Metric RowMetric TaskHead Tokenizer "
-        "Tracker "
-        "Transform"
+        "Backbone Component DatasetFormat LoadedBackbone Loss Metric Quantization RowMetric "
+        "TaskHead Tokenizer Tracker Transform"
     ),
     "ptkit.engine.adapter": "Adapter load_adapter",
-    "ptkit.engine.frozen": "Int4Linear Int8Linear QuantizedLinear quantize_rows",
+    "ptkit.engine.frozen": (
+        "Float8Linear Int4Group64Linear Int4Group128Linear Int4Linear Int8Linear QuantizedLinear "
+        "quantize_linears"
+    ),
+    "ptkit.engine.frozen_codes": "quantize_rows",
+    "ptkit.engine.frozen_embedding": "HostEmbedding",
     "ptkit.engine.loss": "token_loss",
     "ptkit.engine.model": "Model",
     "ptkit.engine.session": "RunResult run",
     "ptkit.engine.states": "States",
+    "ptkit.engine.transfer": "to_device",
     "ptkit.engine.tuned": "Tuned load",
     "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError suggestion",
     "ptkit.hookspecs": "hookimpl",
@@ -124,10 +141,14 @@ __all__ = [
     "Encoding",
     "Entity",
     "ExtractionRecord",
+    "Float8Linear",
     "GenerationRecord",
     "Geometry",
     "HeadInfo",
     "HeadLimits",
+    "HostEmbedding",
+    "Int4Group64Linear",
+    "Int4Group128Linear",
     "Int4Linear",
     "Int8Linear",
     "Joined",
@@ -142,6 +163,7 @@ __all__ = [
     "PluginError",
     "PromptParts",
     "PtkitError",
+    "Quantization",
     "QuantizedLinear",
     "Recipe",
     "RecipeError",
@@ -168,6 +190,7 @@ __all__ = [
     "hookimpl",
     "load",
     "load_adapter",
+    "quantize_linears",
     "quantize_rows",
     "read_json_rows",
     "read_lines",
@@ -178,6 +201,7 @@ __all__ = [
     "shown_value",
     "suggestion",
     "text_problem",
+    "to_device",
     "token_loss",
 ]
 

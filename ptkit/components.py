@@ -192,14 +192,21 @@ class Tokenizer(ABC):
 
 LoadProgress = Callable[[int, int], None]
 
+Quantization = Literal["none", "fp8", "int8", "int4", "int4-g64", "int4-g128"]
+"""How the frozen linears of a backbone's layers are rounded; `QuantizedLinear` names the classes.
+
+Whole numbers of 8 or 4 bits have a scale a row of the weight, with g64 and g128 one for 64 or 128
+of its columns. fp8 rounds what it multiplies by, too, and needs no less memory than bfloat16.
+"""
+
 
 @dataclass
 class LoadedBackbone:
     """A frozen model, as `Backbone.load` hands it to the engine.
 
-    ``body``: a transformers model whose layers call transformers' attention interface; called with
-    input_ids, position_ids, past_key_values, use_cache, it returns an object with
-    ``last_hidden_state``.
+    ``body``: a transformers model whose layers call transformers' attention interface, each once a
+    pass; called with input_ids, position_ids and use_cache=False, it returns an object with
+    ``last_hidden_state``. Decoding keeps keys and values in a cache of its own.
     ``attentions``: its l attention modules, first layer first; each gets its layer's prefix.
     ``lm_head``: hidden states to logits, or None for models without one.
     ``first_position``: the position id of a row's first token.
@@ -223,6 +230,8 @@ class Backbone(Component):
         """The folder of the model, or the name of one that a plugin ships."""
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
         """The type of the frozen weights; auto: bfloat16 on a GPU, float32 on a CPU."""
+        embeddings: Literal["device", "host"] = "device"
+        """Where the table of token embeddings is; on the host it takes no memory of a GPU."""
 
     settings: Settings
 
@@ -233,7 +242,8 @@ class Backbone(Component):
 
     @property
     @abstractmethod
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, read from small files; the same object every time, as making it costs."""
 
     @property
     @abstractmethod
@@ -253,6 +263,13 @@ class Backbone(Component):
     def quantization(self) -> str:
         """How the frozen weights are rounded; an adapter made with another one gives a warning."""
         return "none"
+
+    @property
+    def parameters_on_host(self) -> int:
+        """How many of the model's parameters a GPU doesn't hold."""
+        shape = self.geometry
+        on_host = self.settings.embeddings == "host"
+        return shape.vocab_size * shape.hidden_size if on_host else 0
 
     @property
     def notes(self) -> Sequence[str]:
@@ -437,7 +454,9 @@ class Tracker(Component):
     """Where the events of a run go besides the terminal."""
 
     @abstractmethod
-    def start(self, run: RunInfo) -> None: ...
+    def start(self, run: RunInfo) -> None:
+        """The run folder is there, and the first event is about to come; a run that is resumed
+        starts its trackers again."""
 
     @abstractmethod
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -445,7 +464,8 @@ class Tracker(Component):
         values."""
 
     @abstractmethod
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """No event comes any more: the run is complete, has failed or was stopped. Called once."""
 
 
 @dataclass(frozen=True)

@@ -1,130 +1,273 @@
-"""Frozen linear layers with weights of 8 or 4 bits and a scale a row, made again where they are
-used.
-
-The packing is that of ChatGLM2's published checkpoints. For a weight of n rows and k columns:
-int8 [n, k], or int4 [n, k / 2] with column 2j in the high and 2j + 1 in the low four bits, two's
-complement; and one scale a row, max|row| / 127 or max|row| / 7, without a zero point.
-"""
+"""Frozen linear layers with weights of 8 or 4 bits, made again where they are used."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptkit.engine.frozen_codes import dequantize, group_size, quantize_groups, quantize_rows
+from ptkit.engine.frozen_float8 import FLOAT8, Float8Matmul, quantize_columns, quantize_float8
+from ptkit.engine.frozen_ops import quantized_linear
+from ptkit.errors import CheckpointError
 
-def quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """``weight`` [n, k] as whole numbers, int8 [n, k] or [n, k / 2], and float16 scales [n].
-
-    Divides by the rounded scale in the weight's own type, which gives the published numbers bit for
-    bit. A row of zeros has scale 0.
-    """
-    largest = 2 ** (bits - 1) - 1
-    if weight.dtype == torch.bfloat16:
-        weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / largest).to(torch.float16)
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale).to(weight.dtype)
-    codes = (weight / divisor[:, None]).round_().clamp_(-largest, largest).to(torch.int8)
-    if bits == 4:
-        codes = (codes[:, 0::2] << 4) | (codes[:, 1::2] & 0x0F)
-    return codes, scale
+Device = torch.device | str
 
 
-def dequantize_rows(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """The weight [n, k] in ``dtype``: whole numbers times their row's scale, rounded once."""
-    if bits == 4:
-        high, low = codes >> 4, (codes << 4) >> 4  # shifting to the right keeps the sign
-        codes = torch.stack((high, low), dim=-1).flatten(1)
-    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    return torch.mul(codes, scale[:, None], out=weight)
+class QuantizedLinear(nn.Module, ABC):
+    """A linear layer that is never trained; `QuantizedLinear.of` names its kinds.
 
-
-class _Frozen(torch.autograd.Function):
-    """x W^T + bias, keeping neither x nor the dequantised W for the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bits: int, bias: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(codes, scale)
-        ctx.bits = bits
-        return F.linear(x, dequantize_rows(codes, scale, bits, x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = gradients
-        codes, scale = ctx.saved_tensors
-        weight = dequantize_rows(codes, scale, ctx.bits, gradient.dtype)
-        return gradient @ weight, None, None, None, None
-
-
-class QuantizedLinear(nn.Module):
-    """A linear layer that is never trained; use `Int8Linear` or `Int4Linear`.
-
-    ``weight``: int8, packed; ``weight_scale``: float32 [n]; ``bias``: [n] or None. All are
-    parameters without a gradient, and the layer passes the gradient on to its input.
+    All its tensors, ``weight``, ``weight_scale``, ``bias`` [n] or None, …, are parameters without a
+    gradient. The layer passes the gradient on to its input and keeps neither the input nor the
+    weight made again.
     """
 
     NUMBERS_AT_ONCE: ClassVar[int] = 2**24  # of a weight, while it is quantised
-    bits: ClassVar[int]
+    kind: ClassVar[str]
+    """Its name in ``backbone.quantization``."""
     weight: nn.Parameter
     weight_scale: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.weight_scale = nn.Parameter(weight_scale.float(), requires_grad=False)
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
+    @abstractmethod
+    def quantized(cls, weight: Tensor, device: Device | None = None) -> dict[str, Tensor]:
+        """The tensors of the layer for a weight [n, k], by name, on ``device``.
+
+        Some rows at a time: on the way to another device nothing is copied on the weight's own.
+        """
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, in_features: int, out_features: int) -> dict[str, Tensor]:
+        """What `quantized` gives, without values."""
+
+    @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
-        """Quantise a weight [n, k], some rows at a time, on the device where it is."""
-        rows = max(1, cls.NUMBERS_AT_ONCE // weight.shape[1])
-        parts = [quantize_rows(part, cls.bits) for part in weight.split(rows)]
-        codes, scales = zip(*parts, strict=True)
-        return cls(torch.cat(codes), torch.cat(scales), bias)
+        """Quantise a weight [n, k] on the device where it is."""
+        return cls(cls.quantized(weight), bias)
 
     @classmethod
     def empty(cls, in_features: int, out_features: int, *, bias: bool) -> Self:
         """A layer whose values are still to be set."""
-        weight = torch.empty(out_features, in_features * cls.bits // 8, dtype=torch.int8)
-        return cls(weight, torch.empty(out_features), torch.empty(out_features) if bias else None)
+        tensors = cls.shapes(in_features, out_features)
+        return cls(tensors, torch.empty(out_features) if bias else None)
 
     @staticmethod
-    def of(bits: int) -> type[QuantizedLinear]:
-        """`Int4Linear` or `Int8Linear`."""
-        return {4: Int4Linear, 8: Int8Linear}[bits]
+    def of(kind: str) -> type[QuantizedLinear]:
+        """The class of ``kind``: "fp8", "int8", "int4", "int4-g64" or "int4-g128"."""
+        return {cls.kind: cls for cls in _KINDS}[kind]
+
+    @classmethod
+    def takes(cls, in_features: int) -> bool:
+        """Whether a weight can have so many columns."""
+        return True
 
     @property
-    def in_features(self) -> int:
-        return self.weight.shape[1] * 8 // self.bits
+    @abstractmethod
+    def in_features(self) -> int: ...
 
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
 
+    @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight [n, k] in ``dtype``."""
-        return dequantize_rows(self.weight, self.weight_scale, self.bits, dtype)
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, [..., k] to [..., n]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = _Frozen.apply(x, self.weight, self.weight_scale, self.bits, self.bias)  # type: ignore[no-untyped-call]
-        return made
+        product = self.product(x)
+        return product if self.bias is None else product + self.bias
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.kind}"
+
+    @classmethod
+    def _row_parts(cls, weight: Tensor) -> Iterator[Tensor]:
+        yield from weight.split(max(1, cls.NUMBERS_AT_ONCE // weight.shape[1]))
 
 
-class Int8Linear(QuantizedLinear):
-    """A frozen linear layer with weights of 8 bits."""
-
-    bits = 8
+# ------------------------------------------------------------------------------ whole numbers
 
 
-class Int4Linear(QuantizedLinear):
-    """A frozen linear layer with weights of 4 bits, two to a byte."""
+class CodedLinear(QuantizedLinear):
+    """A linear layer of whole numbers: ``weight`` int8, packed, see `ptkit.quantize_rows`;
+    ``weight_scale`` [n] in float32, or [n, k / g] in float16 for groups of g columns."""
 
-    bits = 4
+    bits: ClassVar[int]
+    group: ClassVar[int | None] = None
+    """Columns that share a scale, or the largest power of two below it that divides all columns;
+    None: the whole row."""
+
+    @classmethod
+    def quantized(cls, weight: Tensor, device: Device | None = None) -> dict[str, Tensor]:
+        parts = [cls._codes(part.to(device or part.device)) for part in cls._row_parts(weight)]
+        codes, scales = zip(*parts, strict=True)
+        scale = torch.cat(scales)
+        return {"weight": torch.cat(codes), "weight_scale": scale if cls.group else scale.float()}
+
+    @classmethod
+    def _codes(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if cls.group:
+            return quantize_groups(weight, cls.group)
+        return quantize_rows(weight, cls.bits)
+
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int) -> dict[str, Tensor]:
+        weight = torch.empty(out_features, in_features * cls.bits // 8, dtype=torch.int8)
+        scale = torch.empty(out_features)
+        if cls.group:
+            groups = in_features // group_size(in_features, cls.group)
+            scale = torch.empty(out_features, groups, dtype=torch.float16)
+        return {"weight": weight, "weight_scale": scale}
+
+    @classmethod
+    def takes(cls, in_features: int) -> bool:
+        return in_features * cls.bits % 8 == 0
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1] * 8 // self.bits
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        return dequantize(self.weight, self.weight_scale, self.bits, dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        return quantized_linear(x, self.weight, self.weight_scale, self.bits)
+
+
+class Int8Linear(CodedLinear):
+    """A frozen linear layer with weights of 8 bits and a scale a row."""
+
+    kind, bits = "int8", 8
+
+
+class Int4Linear(CodedLinear):
+    """A frozen linear layer with weights of 4 bits, two to a byte, and a scale a row."""
+
+    kind, bits = "int4", 4
+
+
+class Int4Group64Linear(CodedLinear):
+    """A frozen linear layer with weights of 4 bits and a scale for every 64 columns of a row."""
+
+    kind, bits, group = "int4-g64", 4, 64
+
+
+class Int4Group128Linear(CodedLinear):
+    """A frozen linear layer with weights of 4 bits and a scale for every 128 columns of a row."""
+
+    kind, bits, group = "int4-g128", 4, 128
+
+
+# ------------------------------------------------------------------------------ 8-bit floats
+
+
+class Float8Linear(QuantizedLinear):
+    """A frozen linear layer that multiplies 8-bit floats (e4m3) forward and backward.
+
+    Inputs and gradients are rounded, too, with a scale a token. The weight is there twice, each
+    time with the scales of its rows, because the hardware takes both sides along the sum:
+    ``weight`` [n, k] and ``transposed`` [k, n]. Together they take the memory of bfloat16.
+    """
+
+    kind = "fp8"
+    transposed: nn.Parameter
+    transposed_scale: nn.Parameter
+
+    @classmethod
+    def quantized(cls, weight: Tensor, device: Device | None = None) -> dict[str, Tensor]:
+        weight = weight.to(device or weight.device)
+        parts = [quantize_float8(part) for part in cls._row_parts(weight)]
+        codes, scales = zip(*parts, strict=True)
+        rows = max(1, cls.NUMBERS_AT_ONCE // weight.shape[1])
+        transposed, transposed_scale = quantize_columns(weight, rows)
+        return {
+            "weight": torch.cat([part.view(torch.uint8) for part in codes]).view(FLOAT8),
+            "weight_scale": torch.cat(scales),
+            "transposed": transposed,
+            "transposed_scale": transposed_scale,
+        }
+
+    @classmethod
+    def shapes(cls, in_features: int, out_features: int) -> dict[str, Tensor]:
+        return {
+            "weight": torch.empty(out_features, in_features, dtype=FLOAT8),
+            "weight_scale": torch.empty(out_features),
+            "transposed": torch.empty(in_features, out_features, dtype=FLOAT8),
+            "transposed_scale": torch.empty(in_features),
+        }
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        return (self.weight.float() * self.weight_scale[:, None]).to(dtype)
+
+    def dequantized_backward(self, dtype: torch.dtype) -> Tensor:
+        """The weight [n, k] that gradients are multiplied by."""
+        return (self.transposed.float() * self.transposed_scale[:, None]).t().to(dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        made: Tensor = Float8Matmul.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.weight_scale, self.transposed, self.transposed_scale
+        )
+        return made
+
+
+_KINDS: tuple[type[QuantizedLinear], ...] = (
+    Float8Linear,
+    Int8Linear,
+    Int4Linear,
+    Int4Group64Linear,
+    Int4Group128Linear,
+)
+
+
+def quantize_linears(
+    module: nn.Module, kind: str, device: Device | None = None, *, source: str
+) -> int:
+    """Put `QuantizedLinear` layers of ``kind`` in place of all linears inside ``module``.
+
+    One after another, each on ``device`` (default: where it is), so that there is never a second
+    copy of the model; on torch's meta device they are made without values. Returns how many.
+
+    Raises `CheckpointError` for weights that ``kind`` can't hold, with ``source``, the file or
+    folder of the model, in front.
+    """
+    cls, made = QuantizedLinear.of(kind), 0
+    for path, owner in list(module.named_modules()):
+        for name, child in list(owner.named_children()):
+            if not isinstance(child, nn.Linear):
+                continue
+            if not cls.takes(child.in_features):
+                where = f"{path}.{name}".lstrip(".")
+                raise CheckpointError(
+                    f"{source}: the linear {where} has {child.in_features} columns, and "
+                    f'backbone.quantization = "{kind}" packs two a byte; use "int8" or "fp8"'
+                )
+            if child.weight.is_meta:
+                with torch.device("meta"):
+                    layer = cls.empty(
+                        child.in_features, child.out_features, bias=child.bias is not None
+                    )
+            else:
+                bias = None if child.bias is None else child.bias.detach().to(device)
+                layer = cls(cls.quantized(child.weight.detach(), device), bias)
+            setattr(owner, name, layer.train(child.training))
+            made += 1
+    return made

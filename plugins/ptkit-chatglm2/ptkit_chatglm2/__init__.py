@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ptkit
 
 
@@ -10,6 +12,18 @@ def ptkit_register_backbones() -> list[type[ptkit.Backbone]]:
     from ptkit_chatglm2.backbone import ChatGLM2
 
     return [ChatGLM2]
+
+
+@ptkit.hookimpl
+def ptkit_resolve_source(source: str) -> Path | None:
+    """``random:chatglm2-6b`` is a model of that shape with random weights, to measure with.
+
+    ``random:chatglm2-tiny`` is one that runs anywhere. Raises `ptkit.PtkitError` for another
+    ``random:chatglm…``.
+    """
+    from ptkit_chatglm2.random_weights import resolve
+
+    return resolve(source)
 
 
 @ptkit.hookimpl

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import ptkit
+from ptkit_chatglm2.characters import CharacterTokenizer
 from ptkit_chatglm2.config import ChatGLM2Config, read_config
 from ptkit_chatglm2.tokenizer import ChatGLM2Tokenizer, ChatGLM3Tokenizer
 from ptkit_chatglm2.variants import Prompt, Scaling, decide_prompt, decide_scaling
 
 if TYPE_CHECKING:
     from torch import nn
-
-BITS = {"none": 0, "int4": 4, "int8": 8}
 
 
 class ChatGLM2(ptkit.Backbone):
@@ -26,8 +25,9 @@ class ChatGLM2(ptkit.Backbone):
     name = "chatglm2"
 
     class Settings(ptkit.Backbone.Settings):
-        quantization: Literal["none", "int8", "int4"] = "none"
-        """Round the linears of every layer while loading, as the published int4 model is made."""
+        quantization: ptkit.Quantization = "none"
+        """Round the linears of every layer while loading; int4 as the published int4 model is
+        made."""
         prompt: Literal["auto", "chatglm2", "chatglm3"] = "auto"
         """Whose prompt format; auto: as the files of the model say."""
         rope: Literal["float32", "published-half"] = "float32"
@@ -66,6 +66,9 @@ class ChatGLM2(ptkit.Backbone):
     @cached_property
     def tokenizer(self) -> ptkit.Tokenizer:
         path = self.settings.source.path / "tokenizer.model"
+        if self.config.seed is not None and self._prompt[0] == "chatglm2" and not path.exists():
+            config = self.settings.source.path / "config.json"
+            return CharacterTokenizer(self.config.padded_vocab_size, config)
         made = ChatGLM3Tokenizer if self._prompt[0] == "chatglm3" else ChatGLM2Tokenizer
         tokenizer = made(path)
         if tokenizer.vocab_size > self.config.padded_vocab_size:
@@ -99,6 +102,11 @@ class ChatGLM2(ptkit.Backbone):
         prompt, reason = self._prompt
         names = {"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3"}
         notes = [f"prompt: {names[prompt]}'s format ({reason})"]
+        if self.config.seed is not None:
+            notes.append(
+                f"weights: random, from seed {self.config.seed}; good for measuring speed and "
+                "memory, and for nothing else"
+            )
         scaling, reason = self._scaling
         ratio = f"{self.config.rope_ratio:g}"
         if scaling == "positions":
@@ -120,7 +128,7 @@ class ChatGLM2(ptkit.Backbone):
         from ptkit_chatglm2.weights import Target, load_native
 
         rotary = self._rotary()
-        target = Target(device, getattr(torch, dtype), BITS[self.quantization])
+        target = Target(device, getattr(torch, dtype), self.quantization)
         model = load_native(self.settings.source.path, self.config, target, progress)
         body = model.model
         if rotary is not None:

@@ -76,6 +76,7 @@ class ChatGLM2Config:
     quantization_bit: int = 0
     rope_ratio: float = 1
     name: str = ""  # _name_or_path
+    seed: int | None = None  # random_weights_seed: there are no weights, they are drawn from it
 
     @property
     def quantization(self) -> str:
@@ -170,6 +171,16 @@ def read_config(folder: Path) -> ChatGLM2Config:
     bits = data.get("quantization_bit") or 0
     if isinstance(bits, bool) or bits not in QUANTIZATIONS:
         problems.append(f"{path}: quantization_bit must be 0, 4 or 8, got {json.dumps(bits)}")
+    seed = data.get("random_weights_seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+        problems.append(
+            f"{path}: random_weights_seed must be a whole number from 0 on, got {json.dumps(seed)}"
+        )
+    if seed is not None and bits:
+        problems.append(
+            f"{path}: quantization_bit = {json.dumps(bits)} is of published weights, but "
+            "random_weights_seed says that there are none; set backbone.quantization instead"
+        )
     numbers = OPTIONAL | {key: value for key, value in data.items() if value is not None}
     for key in (*REQUIRED, *OPTIONAL):
         value = numbers.get(key, 1)
@@ -184,4 +195,5 @@ def read_config(folder: Path) -> ChatGLM2Config:
         eos_token_id=eos if isinstance(eos, int) else 2,
         quantization_bit=bits,
         name=str(data.get("_name_or_path") or ""),
+        seed=seed,
     )

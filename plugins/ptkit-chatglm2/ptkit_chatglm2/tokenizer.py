@@ -31,6 +31,15 @@ PARALLEL_FROM = 32  # texts
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
+def rounds(query: str, history: Sequence[tuple[str, str]]) -> ptkit.PromptParts:
+    """The query in ChatGLM2's prompt format, behind the earlier turns."""
+    past = "".join(
+        f"[Round {turn}]\n\n问：{asked}\n\n答：{answered}\n\n"
+        for turn, (asked, answered) in enumerate(history, start=1)
+    )
+    return ptkit.PromptParts(f"{past}[Round {len(history) + 1}]\n\n问：", query, "\n\n答：")
+
+
 class ChatGLM2Tokenizer(ptkit.Tokenizer):
     """Ids as the published ChatGLM2 tokenizer gives them; specials in a text stay text."""
 
@@ -106,11 +115,7 @@ class ChatGLM2Tokenizer(ptkit.Tokenizer):
         return text
 
     def prompt(self, query: str, history: Sequence[tuple[str, str]] = ()) -> ptkit.PromptParts:
-        past = "".join(
-            f"[Round {turn}]\n\n问：{asked}\n\n答：{answered}\n\n"
-            for turn, (asked, answered) in enumerate(history, start=1)
-        )
-        return ptkit.PromptParts(f"{past}[Round {len(history) + 1}]\n\n问：", query, "\n\n答：")
+        return rounds(query, history)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,17 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ptkit
 from ptkit_chatglm2.config import OPTIONAL, REQUIRED, ChatGLM2Config
+from ptkit_chatglm2.random_weights import random_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import GlmForCausalLM
 
 IGNORED = frozenset({"transformer.rotary_pos_emb.inv_freq"})
@@ -124,6 +126,10 @@ def weight_files(folder: Path) -> list[Path]:
 Getter = Callable[[], "Tensor"]
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def open_tensors(files: list[Path], stack: ExitStack) -> dict[str, Getter]:
     """Each tensor's name and a function that reads it from its mapped file. Pickles load weights
     only."""
@@ -134,16 +140,17 @@ def open_tensors(files: list[Path], stack: ExitStack) -> dict[str, Getter]:
     for file in files:
         try:
             if file.suffix == ".safetensors":
+                found: dict[str, Getter]
                 opened = stack.enter_context(safe_open(file, framework="pt"))
                 found = {
-                    name: (lambda o=opened, n=name: o.get_tensor(n))
+                    name: partial(opened.get_tensor, name)
                     for name in opened.keys()  # noqa: SIM118
                 }
             else:
                 state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
                 if not isinstance(state, Mapping):
                     raise ValueError("it holds no dictionary of tensors")
-                found = {name: (lambda t=tensor: t) for name, tensor in state.items()}
+                found = {name: partial(_same, tensor) for name, tensor in state.items()}
         except (
             OSError,
             SafetensorError,
@@ -191,54 +198,38 @@ def check_shapes(folder: Path, config: ChatGLM2Config, getters: Mapping[str, Get
 
 @dataclass(frozen=True)
 class Target:
-    """Where weights go, and what they become: ``bits`` is 4 or 8 for quantised linears, else 0."""
+    """Where weights go, and what they become; ``quantization``: of a layer's linears."""
 
     device: str
     dtype: torch.dtype
-    bits: int = 0
+    quantization: str = "none"
 
-    def place(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """A published tensor on the device, under its published name; quantised, it has a scale.
+    def place(self, owner: nn.Module, attribute: str, tensor: Tensor) -> Mapping[str, Tensor]:
+        """What a tensor of the module ``owner`` becomes on the device: itself, or quantised.
 
         It is copied before it is converted: on the way to a GPU the host then holds no copy.
         """
-        import torch
-
-        if self.bits and is_linear(name) and tensor.is_floating_point():
-            rows = max(1, ptkit.QuantizedLinear.NUMBERS_AT_ONCE // tensor.shape[1])
-            parts = [
-                ptkit.quantize_rows(part.to(self.device), self.bits) for part in tensor.split(rows)
-            ]
-            codes, scales = zip(*parts, strict=True)
-            yield name, torch.cat(codes)
-            yield f"{name}_scale", torch.cat(scales).float()
-            return
+        packed = not tensor.is_floating_point()
+        if attribute == "weight" and isinstance(owner, ptkit.QuantizedLinear) and not packed:
+            return owner.quantized(tensor, self.device)
         placed = tensor.to(self.device)
-        if name.endswith(".weight_scale"):
+        if attribute == "weight_scale":
             placed = placed.float()
         elif placed.is_floating_point():
             placed = placed.to(self.dtype)
         # a tensor of the file itself would keep it mapped, and change when the file does
-        yield name, placed.clone() if placed.data_ptr() == tensor.data_ptr() else placed
+        return {attribute: placed.clone() if placed.data_ptr() == tensor.data_ptr() else placed}
 
 
-def native_model(config: ChatGLM2Config, bits: int) -> GlmForCausalLM:
+def native_model(folder: Path, config: ChatGLM2Config, quantization: str) -> GlmForCausalLM:
     """GlmForCausalLM without values (on torch's meta device), its linears quantised or not."""
     import torch
-    from torch import nn
     from transformers import GlmForCausalLM
 
     with torch.device("meta"):
-        model = GlmForCausalLM(config.transformers())
-        for layer in model.model.layers if bits else ():
-            for owner in (layer.self_attn, layer.mlp):
-                for name, child in list(owner.named_children()):
-                    if isinstance(child, nn.Linear):
-                        bias = child.bias is not None
-                        made = ptkit.QuantizedLinear.of(bits).empty(
-                            child.in_features, child.out_features, bias=bias
-                        )
-                        setattr(owner, name, made)
+        model: GlmForCausalLM = GlmForCausalLM(config.transformers())
+    if quantization != "none":
+        ptkit.quantize_linears(model.model.layers, quantization, source=str(folder))
     return model
 
 
@@ -252,19 +243,24 @@ def load_native(
     and type, in the order of the files."""
     from torch import nn
 
-    model = native_model(config, target.bits)
+    model = native_model(folder, config, target.quantization)
     with ExitStack() as stack:
-        getters = open_tensors(weight_files(folder), stack)
-        check_names(folder, set(getters), set(expected_shapes(config)))
-        check_shapes(folder, config, getters)
+        if config.seed is not None:
+            shapes = expected_shapes(config)
+            getters = random_tensors(shapes, config.seed, target.device, target.dtype)
+        else:
+            getters = open_tensors(weight_files(folder), stack)
+            check_names(folder, set(getters), set(expected_shapes(config)))
+            check_shapes(folder, config, getters)
         total = len(getters)
         for done, name in enumerate(list(getters), start=1):
             tensor = getters.pop(name)()
-            for placed_name, placed in () if name in IGNORED else target.place(name, tensor):
-                for native, part in native_tensors(placed_name, placed, config):
-                    owner, _, attribute = native.rpartition(".")
-                    parameter = nn.Parameter(part.contiguous(), requires_grad=False)
-                    setattr(model.get_submodule(owner), attribute, parameter)
+            for native, part in () if name in IGNORED else native_tensors(name, tensor, config):
+                path, _, attribute = native.rpartition(".")
+                owner = model.get_submodule(path)
+                for own, placed in target.place(owner, attribute, part).items():
+                    parameter = nn.Parameter(placed.contiguous(), requires_grad=False)
+                    setattr(owner, own, parameter)
             if progress is not None:
                 progress(done, total)
     # buffers are not in the checkpoint: the rotary table is computed anew, in float32
@@ -272,7 +268,8 @@ def load_native(
     left = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_meta]
     if left:
         raise RuntimeError(f"left without a value: {left}")
-    return model.eval()
+    loaded: GlmForCausalLM = model.eval()
+    return loaded
 
 
 def fingerprint(folder: Path, config: ChatGLM2Config) -> str:
@@ -286,6 +283,9 @@ def fingerprint(folder: Path, config: ChatGLM2Config) -> str:
 
     shape = [getattr(config, name) for name in (*REQUIRED, *OPTIONAL)]
     digest = hashlib.sha256(repr(shape).encode())
+    if config.seed is not None:
+        digest.update(f"random weights, seed {config.seed}".encode())
+        return digest.hexdigest()
     with ExitStack() as stack:
         getters = open_tensors(weight_files(folder), stack)
         check_names(folder, set(getters), set(expected_shapes(config)))

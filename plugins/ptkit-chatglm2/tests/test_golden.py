@@ -17,12 +17,13 @@ from ptkit_tasks.generation import Generation
 from safetensors.torch import load_file
 
 import ptkit
-from ptkit.data import RowStore
 from ptkit.engine.model import Model
+from ptkit.engine.optimizing import make_optimizer
 from ptkit.engine.prefix import PrefixEncoder
-from ptkit.engine.train import Trainable, make_optimizer, step_gradients
+from ptkit.engine.train import Trainable, step_gradients
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Row
+from ptkit.rowstore import RowStore
 
 GOLDEN = Path(__file__).parent / "golden"
 PROJECTION = {"prefix": None, "projection": 64}

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ptkit
-from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import Trainable, step_gradients
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Row
+from ptkit.rowstore import RowStore
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE, INT4 = GOLDEN / "base-safetensors", GOLDEN / "base-int4"
@@ -127,7 +127,16 @@ def test_the_split_follows_the_packed_rows(published: dict[str, torch.Tensor]) -
     assert torch.equal(scales, published[f"{QKV}_scale"].float())
 
 
-@pytest.mark.parametrize(("quantization", "kind"), [("int8", "Int8Linear"), ("int4", "Int4Linear")])
+@pytest.mark.parametrize(
+    ("quantization", "kind"),
+    [
+        ("fp8", "Float8Linear"),
+        ("int8", "Int8Linear"),
+        ("int4", "Int4Linear"),
+        ("int4-g64", "Int4Group64Linear"),
+        ("int4-g128", "Int4Group128Linear"),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_only_the_linears_of_the_layers_are_quantised(
     quantization: str, kind: str, dtype: str
@@ -152,6 +161,17 @@ def test_int8_is_close_to_the_base(golden: dict[str, torch.Tensor]) -> None:
         for name in ("none", "int8", "int4")
     )
     assert (int8 - exact).abs().mean() < (int4 - exact).abs().mean() / 8
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int4-g64"])
+def test_other_kinds_are_made_of_the_native_weights(quantization: str) -> None:
+    """Of each linear's own, also where the file has queries, keys and values in one."""
+    exact = linears(model_of(backbone(BASE)))
+    for name, layer in linears(model_of(backbone(BASE, quantization=quantization))).items():
+        assert isinstance(layer, ptkit.QuantizedLinear)
+        expected = type(layer).from_weight(exact[name].weight)
+        for own, tensor in expected.named_parameters():
+            assert torch.equal(getattr(layer, own).float(), tensor.float()), (name, own)
 
 
 def int8_checkpoint(folder: Path) -> Path:
@@ -195,12 +215,13 @@ def test_a_quantised_checkpoint_takes_its_own_value(quantization: str) -> None:
     assert "the linears of every layer are int4, quantised as published" in made.notes
 
 
-def test_a_quantised_checkpoint_refuses_another_value() -> None:
+@pytest.mark.parametrize("other", ["int8", "int4-g64", "fp8"])
+def test_a_quantised_checkpoint_refuses_another_value(other: str) -> None:
     with pytest.raises(ptkit.CheckpointError) as refused:
-        _ = backbone(INT4, quantization="int8").geometry
+        _ = backbone(INT4, quantization=other).geometry
     assert refused.value.lines == (
         f"{INT4}: is quantised to int4 (quantization_bit in config.json), so "
-        'backbone.quantization can\'t be "int8"; remove it',
+        f'backbone.quantization can\'t be "{other}"; remove it',
     )
 
 

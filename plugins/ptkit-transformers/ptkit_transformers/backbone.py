@@ -25,7 +25,8 @@ class TransformersBackbone(ptkit.Backbone):
     causal: ClassVar[bool]
 
     class Settings(ptkit.Backbone.Settings):
-        pass
+        quantization: ptkit.Quantization = "none"
+        """Round the linears of every layer while loading."""
 
     settings: Settings
 
@@ -35,7 +36,7 @@ class TransformersBackbone(ptkit.Backbone):
         if source.suffix == ".gguf":
             return cls.causal
         try:
-            kind = read_json(source / "config.json").get("model_type")
+            kind = str(read_json(source / "config.json").get("model_type"))
         except ptkit.CheckpointError:
             return False
         return kind in FAMILIES and FAMILIES[kind].causal == cls.causal
@@ -81,8 +82,14 @@ class TransformersBackbone(ptkit.Backbone):
         return fingerprint(self._tensors)
 
     @property
+    def quantization(self) -> str:
+        return self.settings.quantization
+
+    @property
     def notes(self) -> Sequence[str]:
         notes = []
+        if self.quantization != "none":
+            notes.append(f"the linears of every layer are {self.quantization}")
         if self.config.gguf is not None:
             notes.append("the weights of the GGUF file are dequantised while loading")
         if not self.config.known:
@@ -95,9 +102,14 @@ class TransformersBackbone(ptkit.Backbone):
     def load(
         self, device: str, dtype: str, progress: Callable[[int, int], None] | None = None
     ) -> ptkit.LoadedBackbone:
-        from ptkit_transformers.loading import load_model
+        from ptkit_transformers.loading import load_model, repeated_layers
 
         loaded = self._parts(load_model(self.config, dtype))
+        if self.quantization != "none":
+            layers = repeated_layers(loaded.body, loaded.attentions[0])
+            ptkit.quantize_linears(
+                layers, self.quantization, device, source=str(self.settings.source.path)
+            )
         for module in (loaded.body, loaded.lm_head):
             if module is not None:
                 module.to(device)

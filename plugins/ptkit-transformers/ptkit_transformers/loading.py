@@ -187,6 +187,15 @@ def _check_names(
         raise ptkit.CheckpointError(*problems)
 
 
+def repeated_layers(body: nn.Module, attention: nn.Module) -> nn.ModuleList:
+    """The list of layers that the attention module of one of them is in."""
+    from torch import nn
+
+    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
+    # modules come from the outside in, and the innermost may be a list inside a layer
+    return next(found for found in lists if any(m is attention for m in found.modules()))
+
+
 def attention_modules(config: ModelConfig, body: PreTrainedModel) -> list[nn.Module]:
     """The module of each layer that calls the attention interface, or holds the layer's prefix."""
     if config.model_type == "albert":

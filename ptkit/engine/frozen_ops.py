@@ -1,0 +1,120 @@
+"""x W^T and g W for weights of 8 or 4 bits, as operators of torch.
+
+To torch.compile each is one operator, so that its graphs depend neither on the tiles nor on the
+number of tokens, and to autograd it keeps the codes and scales alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptkit.batching import WEIGHTS_AT_ONCE
+from ptkit.engine.frozen_codes import dequantize
+
+TILE = WEIGHTS_AT_ONCE
+"""Numbers of a weight that are made again at once. In half precision they take 32 MiB and stay in
+an H100's cache until the matmul has read them; a whole layer's would take 214 MiB."""
+
+FEW_TOKENS = 64
+"""Up to so many tokens a kernel reads the codes in the matmul itself; above, tiles are faster."""
+
+_COLUMNS = 128  # the longest group: tiles of columns end where groups end
+
+torch.library.define(
+    "ptkit::quantized_linear",
+    "(Tensor x, Tensor codes, Tensor scale, int bits) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "ptkit::quantized_linear_backward",
+    "(Tensor gradient, Tensor codes, Tensor scale, int bits) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed, as it is with torch's CUDA builds for Linux."""
+    return find_spec("triton") is not None
+
+
+def made_again(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """`dequantize`, on a GPU in one pass."""
+    if codes.is_cuda and has_triton():
+        from ptkit.engine.frozen_kernels import dequantize_codes
+
+        return dequantize_codes(codes, scale, bits, dtype)
+    return dequantize(codes, scale, bits, dtype)
+
+
+@torch.library.impl("ptkit::quantized_linear", "default")
+def _linear(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
+    flat = x.reshape(-1, columns)
+    if x.is_cuda and len(flat) <= FEW_TOKENS and has_triton():
+        from ptkit.engine.frozen_kernels import few_tokens, fits
+
+        if fits(scale, columns):
+            return few_tokens(flat, codes, scale, bits).view(*x.shape[:-1], rows)
+    made = flat.new_empty(len(flat), rows)
+    for part in _parts(rows, max(1, TILE // columns)):
+        weight = made_again(codes[part], scale[part], bits, x.dtype)
+        torch.mm(flat, weight.t(), out=made[:, part])
+    return made.view(*x.shape[:-1], rows)
+
+
+@torch.library.impl("ptkit::quantized_linear_backward", "default")
+def _linear_backward(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
+    flat = gradient.reshape(-1, rows)
+    made = flat.new_empty(len(flat), columns)
+    # tiles of columns: each number of the result is one sum, not a sum of rounded ones
+    for part in _parts(columns, max(1, TILE // rows // _COLUMNS) * _COLUMNS):
+        bytes_ = slice(part.start * bits // 8, part.stop * bits // 8)
+        scales = scale
+        if scale.dim() == 2:
+            group = columns // scale.shape[1]
+            scales = scale[:, part.start // group : part.stop // group]
+        weight = made_again(codes[:, bytes_], scales, bits, gradient.dtype)
+        torch.mm(flat, weight, out=made[:, part])
+    return made.view(*gradient.shape[:-1], columns)
+
+
+def _parts(total: int, at_once: int) -> list[slice]:
+    starts = range(0, total, at_once)
+    return [slice(start, min(start + at_once, total)) for start in starts]
+
+
+@torch.library.register_fake("ptkit::quantized_linear")  # type: ignore[untyped-decorator]
+def _(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[0])
+
+
+@torch.library.register_fake("ptkit::quantized_linear_backward")  # type: ignore[untyped-decorator]
+def _(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], codes.shape[1] * 8 // bits)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, codes, scale, ctx.bits = inputs
+    ctx.save_for_backward(codes, scale)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    codes, scale = ctx.saved_tensors
+    made = torch.ops.ptkit.quantized_linear_backward(gradient, codes, scale, ctx.bits)
+    return made, None, None, None
+
+
+torch.library.register_autograd("ptkit::quantized_linear", _backward, setup_context=_keep)
+
+
+def quantized_linear(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """[..., k] to [..., n] in the type of ``x``; see `ptkit.engine.frozen_codes` for the rest."""
+    made: Tensor = torch.ops.ptkit.quantized_linear(x, codes, scale, bits)
+    return made
