@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,9 +9,8 @@ from importlib import import_module
 import click
 
 from ptkit import __version__
-from ptkit.errors import PtkitError, suggestion
+from ptkit.errors import PtkitError, show_traceback, suggestion
 
-DEBUG_VARIABLE = "PTKIT_DEBUG"  # if set, errors that are told in a line show their traceback too
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
@@ -33,6 +30,7 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "bench": Entry("Measure how fast a recipe trains.", "ptkit.commands.bench"),
     "check": Entry("Show what a recipe will do to its data.", "ptkit.commands.check"),
     "chat": Entry("Talk to an adapter or to a base model.", "ptkit.commands.chat"),
     "compare": Entry("Show finished runs side by side.", "ptkit.commands.compare"),
@@ -133,8 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except PtkitError as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exception(error)
+        show_traceback(error)
         for line in error.lines:
             click.echo(line, err=True)
         return error.exit_code

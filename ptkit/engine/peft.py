@@ -58,7 +58,7 @@ class PeftFormat(AdapterFormat):
             )
         if flat.shape[1] != backbone.geometry.prefix_parameters(1):
             return {"embedding.weight": flat}  # refused where all formats are
-        return {"embedding.weight": _moved(flat.float(), backbone, by=-length)}
+        return {"embedding.weight": moved_keys(flat.float(), backbone, by=-length)}
 
     def write(self, folder: Path, adapter: Adapter, backbone: Backbone | None) -> list[str]:
         assert backbone is not None
@@ -68,7 +68,7 @@ class PeftFormat(AdapterFormat):
                 f"{backbone.name}: reads in both directions, and only prefixes of causal language "
                 "models are written for PEFT"
             )
-        moved = _moved(adapter.prefix.flat().detach(), backbone, by=adapter.length)
+        moved = moved_keys(adapter.prefix.flat().detach(), backbone, by=adapter.length)
         save_tensors(folder / WEIGHTS, {TENSOR: moved})
         width = shape.kv_groups * shape.head_size
         config = {
@@ -109,8 +109,11 @@ def _config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _moved(flat: Tensor, backbone: Backbone, *, by: int) -> Tensor:
-    """A flat prefix with its keys rotated ``by`` positions, values as they are."""
+def moved_keys(flat: Tensor, backbone: Backbone, *, by: int) -> Tensor:
+    """A flat prefix, [p, 2·l·g·d], with its keys rotated ``by`` positions, values as they are.
+
+    Raises `CheckpointError` for a model whose keys can't be moved.
+    """
     shape = backbone.geometry
     split = flat.view(len(flat), 2 * shape.layers, shape.kv_groups, shape.head_size).clone()
     keys = split[:, 0::2].permute(1, 2, 0, 3)  # [l, g, p, d]
