@@ -16,7 +16,7 @@ venv() { "${PYTHON:-python3}" -m venv "$1"; "$1/bin/python" -m pip install --qui
 venv "$work/build"
 "$work/build/bin/python" -m pip install --quiet -c "$root/constraints.txt" hatchling
 "$work/build/bin/python" -m pip wheel --quiet --no-deps --no-build-isolation \
-    --wheel-dir "$work/wheels" "$root" "$root"/plugins/ptkit-*/
+    --wheel-dir "$work/wheels" "$root" "$root"/plugins/ptkit-*/ "$root"/examples/*/
 lap "wheels built ($(ls "$work/wheels" | wc -l))"
 
 venv "$work/venv"
@@ -26,7 +26,7 @@ mkdir "$work/empty"
 cd "$work/empty"
 install torch==2.13.0
 ours=()
-for package in ptkit ptkit_chatglm2 ptkit_metrics_zh ptkit_nano ptkit_qa ptkit_tasks; do
+for package in ptkit ptkit_{chatglm2,metrics_nlu,metrics_zh,nano,qa,seqlabel,tasks}; do
     ours+=("$work/wheels/$package"-*.whl) # by file, so that no index decides which ptkit it is
 done
 install "${ours[@]}" pytest ruff mypy
@@ -59,11 +59,18 @@ cd ..
 lap "lint, types; the other kinds of component"
 
 for example in "$root"/examples/*/; do
-    [ -e "$example/pyproject.toml" ] || continue
     name=$(basename "$example")
+    package=${name//-/_}
     cp -r "$example" "$name"
-    # without the extra `test` an example needs nothing but ptkit's wheel
-    install "./$name" && install "./$name[test]"
-    (cd "$name" && python -m pytest -q -p no:cacheprovider)
+    install "$(echo "$work/wheels/$package"-*.whl)[test]"
+    cd "$name"
+    ruff check --isolated .
+    ruff format --isolated --check .
+    mypy
+    rm -r "$package" # what is tested and run is the wheel
+    python -m pytest -q -p no:cacheprovider
+    ptkit plugins | grep "^$name " > /dev/null || { echo "ptkit plugins lacks $name" >&2; exit 1; }
+    ptkit run recipe.toml --out run
+    cd ..
     lap "examples/$name"
 done
