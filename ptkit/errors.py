@@ -6,11 +6,18 @@ Anything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptkit.records import BadRow
+
+DEBUG_VARIABLE = "PTKIT_DEBUG"
+"""If set, errors that are told in a line show their traceback too."""
+REPORT = f"report it to the plugin's author with the traceback that {DEBUG_VARIABLE}=1 shows"
+"""What to do about a fault of a plugin."""
 
 
 class PtkitError(Exception):
@@ -59,3 +66,9 @@ def suggestion(got: str, known: Iterable[str]) -> str:
     """``' (did you mean 'x'?)'`` for the closest of ``known``, or an empty string."""
     close = closest(got, known)
     return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print the traceback of an error that is told in a line, if ``PTKIT_DEBUG`` asks for it."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)

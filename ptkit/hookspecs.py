@@ -1,5 +1,9 @@
-"""Every hook of ptkit. Registration hooks take nothing and return a list of classes; the others
-only watch."""
+"""Every hook of ptkit: registration hooks, two questions, and three that only watch.
+
+Registration hooks take nothing and return a list of classes; they are called once, when plugins are
+loaded. An implementation may leave out arguments. The author's guide has an example of each; a hook
+that is to go is marked with ``warn_on_impl`` for one minor version.
+"""
 
 from __future__ import annotations
 
@@ -75,14 +79,24 @@ def ptkit_recipe_from_script(text: str, name: str) -> str | None:
 
 @hookspec
 def ptkit_before_run(run: RunInfo) -> None:
-    """The recipe is valid and the data is read; training is about to start."""
+    """The data is read, the model loaded and the run folder made; training is about to start.
+
+    ``run.environment`` is the content of environment.json. What it raises is a line, no more.
+    """
 
 
 @hookspec
 def ptkit_after_run(run: RunInfo, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """The run folder is complete. ``scores`` is the content of scores.json."""
+    """The run folder is complete. ``scores`` is the content of scores.json.
+
+    What it raises is a line, no more.
+    """
 
 
 @hookspec
 def ptkit_on_run_error(run: RunInfo, error: BaseException) -> None:
-    """The run ended with ``error``, which is raised again afterwards."""
+    """The run ended with ``error``, Ctrl-C and SIGTERM included; it is raised again afterwards.
+
+    ``run.environment`` is empty, and the run folder may not exist. Not called where a run is
+    refused because its folder is in use. What it raises is a line, no more.
+    """

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ptkit.errors import closest, suggestion
+from ptkit.settings import FieldError
 
 Keys = tuple[str | int, ...]
 
@@ -100,9 +101,12 @@ def _safe_repr(value: object) -> str:
 
 
 def settings_problems(
-    model: type[BaseModel], data: Mapping[str, Any], error: ValidationError
+    model: type[BaseModel], data: Mapping[str, Any], error: ValidationError, kind: str | None = None
 ) -> list[Problem]:
-    """The mistakes behind ``error``, which ``model`` raised for ``data``, a mistake once."""
+    """The mistakes behind ``error``, which ``model`` raised for ``data``, a mistake once.
+
+    ``kind``: the component whose settings they are; named where its own validator wrote the text.
+    """
     located = [_Located.of(details, data) for details in error.errors(include_url=False)]
     chosen = _without_other_branches(located, 0)
     misspelt = {
@@ -129,7 +133,8 @@ def settings_problems(
             text = f"must have {found.keys[-1] + 1} values, got {len(found.details['input'])}"
             problems[found.keys[:-1]] = Problem(found.keys[:-1], text)
         else:
-            problems.setdefault(found.keys, Problem(found.keys, found.text()))
+            whose = f" (kind {kind!r})" if kind is not None and found.is_of_plugin else ""
+            problems.setdefault(found.keys, Problem(found.keys, f"{found.text()}{whose}"))
     return list(problems.values())
 
 
@@ -174,6 +179,12 @@ class _Located:
     @property
     def keys(self) -> Keys:
         return tuple(part for is_key, part in self.marks if is_key)
+
+    @property
+    def is_of_plugin(self) -> bool:
+        """Whether a validator of the component raised it, and not pydantic or a type of ours."""
+        raised = self.context.get("error")
+        return isinstance(raised, Exception) and not isinstance(raised, FieldError)
 
     @property
     def wanted(self) -> str | None:

@@ -11,11 +11,18 @@ import tomli_w
 from pydantic import ValidationError
 
 from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
-from ptkit.errors import PluginError, PtkitError, RecipeError, closest
+from ptkit.errors import (
+    REPORT,
+    PluginError,
+    PtkitError,
+    RecipeError,
+    closest,
+    show_traceback,
+)
 from ptkit.isolation import one_line
 from ptkit.overrides import apply_overrides, read_toml
 from ptkit.problems import Keys, Problem, settings_problems, shown, unknown_key
-from ptkit.registry import Owner, Registered, Registry, load_plugins
+from ptkit.registry import Registered, Registry, load_plugins
 from ptkit.sections import PrefixSettings, TrainSettings
 from ptkit.settings import Settings, SourceContext, dump
 
@@ -47,9 +54,9 @@ class Choice:
             made = kind(self.settings, **kwargs)
         except PtkitError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"{self.section}.kind {self.kind!r} ({owner}): {kind.__name__}() raised"
-            raise PluginError(f"{text} {one_line(error)}; report it to its author") from error
+            raise PluginError(f"{text} {one_line(error)}; {REPORT}") from error
         made.owner = owner
         return made
 
@@ -104,6 +111,13 @@ class Recipe:
             raise RecipeError(f"{name}: must be a table, got {shown(data)}")
         check = _Check(name, folder, registry or load_plugins())
         return check.recipe(data, None, name)
+
+    @property
+    def plugin_warnings(self) -> list[str]:
+        """What is wrong with the plugins that it names and that can be used all the same."""
+        one = (self.backbone, self.dataset, self.task)
+        chosen = (*one, *self.transforms, *self.metrics, *self.trackers)
+        return self.registry.warnings_of({choice.registered.owner for choice in chosen})
 
     def resolved(self, *, portable: bool = False) -> dict[str, Any]:
         """The recipe as TOML-ready values: defaults filled in, paths absolute, None left out.
@@ -334,7 +348,7 @@ class _Check:
             else:
                 rest = {key: item for key, item in value.items() if key != "kind"}
                 model = cast(type[Settings], part.registered.component.Settings)
-                part.settings = self._settings(model, rest, where, part.registered.owner)
+                part.settings = self._settings(model, rest, where, part.registered)
         return part
 
     def _is_table(self, value: Any, where: Keys) -> bool:
@@ -347,22 +361,25 @@ class _Check:
         return False
 
     def _settings(
-        self, model: type[_S], value: Any, where: Keys, owner: Owner | None = None
+        self, model: type[_S], value: Any, where: Keys, registered: Registered | None = None
     ) -> _S | None:
         if not self._is_table(value, where):
             return None
+        kind = None if registered is None else registered.component.name
         try:
             context = SourceContext(self.folder, self.registry.resolve_source)
             return model.model_validate(dict(value), context=context)
         except ValidationError as error:
-            found = settings_problems(model, value, error)
+            found = settings_problems(model, value, error, kind)
         except PtkitError as error:
-            found = [Problem((), line) for line in error.lines]
-        except Exception as error:
-            if owner is None:
+            whose = "" if kind is None else f" (kind {kind!r})"
+            found = [Problem((), f"{line}{whose}") for line in error.lines]
+        except (Exception, SystemExit) as error:
+            if registered is None:
                 raise
-            text = f"{owner} failed to check these settings ({type(error).__name__}: {error})"
-            found = [Problem((), f"{text}; report it to its author")]
+            show_traceback(error)
+            text = f"kind {kind!r} ({registered.owner}): checking the settings raised"
+            found = [Problem((), f"{text} {one_line(error)}; {REPORT}")]
         self.problems += [Problem((*where, *problem.keys), problem.text) for problem in found]
         return None
 

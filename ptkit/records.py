@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-IGNORE = -100  # a label that nothing is trained on; torch's and transformers' customary value
+IGNORE = -100
+"""A label that nothing is trained on; torch's and transformers' customary value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import pluggy
@@ -30,7 +32,7 @@ from ptkit.entrypoints import (
     one_line,
     watched,
 )
-from ptkit.errors import PluginError, PtkitError, suggestion
+from ptkit.errors import REPORT, PluginError, PtkitError, suggestion
 from ptkit.interchange import ADAPTER_FORMATS
 from ptkit.records import Record
 from ptkit.settings import Settings
@@ -48,6 +50,8 @@ __all__ = [
 
 COLLECTED: tuple[Section, ...] = (*SECTIONS, ADAPTER_FORMATS)
 """What registration hooks give: the sections of a recipe, and the formats of `ptkit convert`."""
+NO_HOOK = "has no hook; mark its functions with @ptkit.hookimpl"
+"""Why a plugin that loads gives nothing."""
 _RECORD_TYPES: tuple[tuple[type[Component], str], ...] = (
     (DatasetFormat, "record"),
     (TaskHead, "accepts"),
@@ -112,36 +116,68 @@ class Registry:
         """Why no plugin gives ``name``: what is installed, what is close, what failed to load."""
         known = self.names(section)
         installed = f"installed: {', '.join(known)}" if known else "none is installed"
-        failed = "".join(f"; {failure}" for failure in self.failures)
+        bare = [warning for warning in self.warnings if warning.reason == NO_HOOK]
+        failed = "".join(f"; {failure}" for failure in [*self.failures, *bare])
         off = "".join(f"; {owner} is disabled by {DISABLE_VARIABLE}" for owner in self.disabled)
         return f"unknown kind {name!r}{suggestion(name, known)}; {installed}{failed}{off}"
 
     def resolve_source(self, source: str) -> Path | None:
         """The path behind a named source, or None if no plugin knows it. Raises `PluginError`."""
-        try:
-            found = self.manager.hook.ptkit_resolve_source(source=source)
-        except PtkitError:
-            raise
-        except Exception as error:
-            raise PluginError(self._resolving(source, f"failed: {one_line(error)}")) from error
-        if found is not None and not isinstance(found, str | Path):
-            got = type(found).__name__
-            raise PluginError(self._resolving(source, f"must return a path or None, got {got}"))
+        found = self._ask("ptkit_resolve_source", str | Path, "a path or None", {"source": source})
         return None if found is None else Path(found)
 
-    def _resolving(self, source: str, problem: str) -> str:
+    def recipe_from_script(self, text: str, name: str) -> str | None:
+        """The recipe, as TOML, that a plugin makes of a training script ``text`` from the file
+        ``name``; None if no plugin knows the script. Raises `PluginError`."""
+        question = {"text": text, "name": name}
+        found: str | None = self._ask("ptkit_recipe_from_script", str, "TOML or None", question)
+        return found
+
+    def _ask(
+        self, hook: str, kind: type | UnionType, wanted: str, question: Mapping[str, str]
+    ) -> Any:
+        """The first answer to a hook that is a question, not only a None."""
+        try:
+            found = getattr(self.manager.hook, hook)(**question)
+        except PtkitError:
+            raise
+        except (Exception, SystemExit) as error:
+            problem = f"raised {one_line(error)}"
+            raise PluginError(self._asked(hook, kind, question, problem)) from error
+        if found is not None and not isinstance(found, kind):
+            problem = f"must return {wanted}, got {type(found).__name__}"
+            raise PluginError(self._asked(hook, kind, question, problem))
+        return found
+
+    def _asked(
+        self, hook: str, kind: type | UnionType, question: Mapping[str, str], problem: str
+    ) -> str:
         """``problem`` with the first plugin that causes it when it is asked alone."""
-        hook = self.manager.hook.ptkit_resolve_source
-        for name, plugin in self.manager.list_name_plugin():
-            others = [other for other in self.manager.get_plugins() if other is not plugin]
+        about = question.get("source", question.get("name"))
+        text = f"{hook}() of {about!r} {problem}; {REPORT}"
+        for owner, ask in self.one_by_one(hook):
             try:
-                found = self.manager.subset_hook_caller(hook.name, others)(source=source)
-                blamed = found is not None and not isinstance(found, str | Path)
-            except Exception:
+                found = ask(**question)
+                blamed = found is not None and not isinstance(found, kind)
+            except (Exception, SystemExit):
                 blamed = True
-            if blamed and name in self.owners:
-                return f"{self.owners[name]}, {hook.name}({source!r}) {problem}"
-        return f"{hook.name}({source!r}) {problem}"
+            if blamed:
+                return f"plugin {owner.plugin!r} ({owner}): {text}"
+        return text
+
+    def one_by_one(self, hook: str) -> Iterator[tuple[Owner, Callable[..., Any]]]:
+        """The plugins with a hook, in the order in which pluggy calls them, and the hook of each
+        alone."""
+        plugins = self.manager.get_plugins()
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            others = plugins - {implementation.plugin}
+            owner = self.owners.get(implementation.plugin_name)
+            if owner is not None:
+                yield owner, self.manager.subset_hook_caller(hook, others)
+
+    def warnings_of(self, owners: Collection[Owner]) -> list[str]:
+        """What is wrong with some plugins that can be used all the same, a line each."""
+        return [str(warning) for warning in self.warnings if warning.owner in owners]
 
     def register(self, plugin: object, owner: Owner) -> None:
         """Register one plugin and collect its components; what is wrong becomes a `Failure`."""
@@ -159,17 +195,20 @@ class Registry:
             self.failures.append(Failure(owner, f"{line}; name the module with the hooks"))
             return
         try:
-            self.manager.register(plugin, name=owner.plugin)
-            self.manager.check_pending()
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                self.manager.register(plugin, name=owner.plugin)
+                self.manager.check_pending()
         except Exception as error:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
             self.failures.append(Failure(owner, _hook_problem(error)))
             return
         self.owners[owner.plugin] = owner
+        # a hook that is to go says so, see warn_on_impl of pluggy
+        self.warnings += [Failure(owner, " ".join(str(one.message).split())) for one in said]
         if not self.manager.get_hookcallers(plugin):
-            line = "has no hook; mark its functions with @ptkit.hookimpl"
-            self.warnings.append(Failure(owner, line))
+            self.warnings.append(Failure(owner, NO_HOOK))
         for section in COLLECTED:
             self._collect(plugin, owner, section)
 

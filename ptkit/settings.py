@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from ptkit.errors import PtkitError, suggestion
+from ptkit.errors import PtkitError, show_traceback, suggestion
 
 _LOOKED_AT_FOR_A_SUGGESTION = 1000  # entries of a folder
 
@@ -64,11 +64,15 @@ class Settings(BaseModel):
         return schema
 
 
+class FieldError(ValueError):
+    """What is wrong with the value of a field whose type is ptkit's own, such as `Source`."""
+
+
 def _text_encoding(name: str) -> str:
     try:
         "".encode(name)  # which refuses codecs that aren't of text, such as base64
     except (LookupError, UnicodeError, ValueError):
-        raise ValueError(
+        raise FieldError(
             f"unknown encoding {name!r}; use a name that Python knows, such as utf-8, latin-1 or "
             "gb18030"
         ) from None
@@ -120,26 +124,27 @@ def _find(value: object, info: ValidationInfo) -> SourcePath:
     if isinstance(value, SourcePath):
         return value
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a path or the name of a source, as a non-empty string")
+        raise FieldError("must be a path or the name of a source, as a non-empty string")
     context = info.context
     if not isinstance(context, SourceContext):
         return SourcePath(str(value), Path(value))
     try:
         found = context.resolve(str(value))
     except PtkitError as error:
-        raise ValueError("; ".join(error.lines)) from error
+        show_traceback(error)
+        raise FieldError("; ".join(error.lines)) from error
     if found is not None:
         if not os.path.exists(found):
-            raise ValueError(f"{str(value)!r} stands for {found}, which does not exist")
+            raise FieldError(f"{str(value)!r} stands for {found}, which does not exist")
         return SourcePath(str(value), found, named=True)
     folder = Path.cwd() if isinstance(value, FromCommandLine) else context.folder
     if folder is None:
-        raise ValueError(f"{value!r} is no named source, and paths are taken from --set only")
+        raise FieldError(f"{value!r} is no named source, and paths are taken from --set only")
     path = folder / os.path.expanduser(value)
     # os.path, because Path.exists() raises for a name that is too long or a locked folder
     if not os.path.exists(path):
         close = suggestion(path.name, _names_in(path.parent))
-        raise ValueError(
+        raise FieldError(
             f"no such file, folder or named source{close}; looked for {os.path.abspath(path)}"
         )
     return SourcePath(str(value), path)

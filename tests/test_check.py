@@ -20,11 +20,11 @@ from ptkit import cli
 from ptkit.check import PartReport, Report, check
 from ptkit.commands import checked
 from ptkit.counting import Bin, Equal, content_hash, histogram, label_kind, percentile
-from ptkit.data import RowStore
 from ptkit.preparation import prepare
 from ptkit.records import IGNORE, GenerationRecord, Origin, Row
 from ptkit.registry import Owner, Registry
 from ptkit.reporter import Reporter
+from ptkit.rowstore import RowStore
 from ptkit.samples import token_texts
 from ptkit.testing import WordTokenizer
 
@@ -279,11 +279,11 @@ def test_memory_is_of_the_largest_micro_batch(run_check: Checker) -> None:
     report = run_check(ROWS, train={"max_steps": 5, "batch_size": 3})
     assert sorted(report.largest.lengths) == [4, 6, 8]
     assert report.largest.targets == 9
-    assert [(m.device, m.dtype, m.checkpointing) for m in report.estimates] == [
-        ("cpu", "float32", False),
-        ("cpu", "float32", True),
-        ("cuda", "bfloat16", False),
-        ("cuda", "bfloat16", True),
+    assert [(m.device, m.dtype, m.recomputed) for m in report.estimates] == [
+        ("cpu", "float32", 0),
+        ("cpu", "float32", 2),
+        ("cuda", "bfloat16", 0),
+        ("cuda", "bfloat16", 2),
     ]
 
 

@@ -17,7 +17,9 @@ import ptkit
 from ptkit import cli
 from ptkit.commands.timings import show_timings, time_entries
 from ptkit.entrypoints import find_entries, unmet_requirement
+from ptkit.preparation import prepare
 from ptkit.registry import Registry, load_plugins
+from ptkit.reporter import Reporter
 
 GOOD = """
 import ptkit
@@ -48,6 +50,7 @@ class Bad(ptkit.Metric):
 def ptkit_register_metrics():
     return [Bad]
 """
+ADAPTERS = "import ptkit\n\n@ptkit.hookimpl\ndef ptkit_register_adapter_formats():\n    {body}\n"
 HOOK = "import ptkit\n\n@ptkit.hookimpl\ndef ptkit_register_metrics():\n    {body}\n"
 
 Install = Callable[..., None]
@@ -100,6 +103,18 @@ def loaded(site: Path) -> Registry:
         (
             HOOK.format(body="return 3"),
             "ptkit_register_metrics must return a list of classes, got int",
+        ),
+        (
+            ADAPTERS.format(body="raise KeyError('k')"),
+            "ptkit_register_adapter_formats: KeyError: 'k'",
+        ),
+        (
+            ADAPTERS.format(body="return {}"),
+            "ptkit_register_adapter_formats must return a list of classes, got dict",
+        ),
+        (
+            ADAPTERS.format(body="return [ptkit.Metric]"),
+            "ptkit_register_adapter_formats: <class 'ptkit.components.Metric'> is not a subclass ",
         ),
         (
             HOOK.format(body="return [ptkit.Transform]"),
@@ -183,6 +198,9 @@ def test_a_plugin_without_hooks_is_warned_of(install: Install, site: Path) -> No
     assert [str(warning) for warning in registry.warnings] == [
         "plugin 'bare' (isolated-bare 1.5): has no hook; mark its functions with @ptkit.hookimpl"
     ]
+    with pytest.raises(ptkit.PluginError) as refused:
+        registry.find("metrics", "bare-length")
+    assert str(refused.value).endswith(f"none is installed; {registry.warnings[0]}")
 
 
 @pytest.mark.parametrize(
@@ -291,6 +309,52 @@ def test_a_slow_plugin_is_warned_of(install: Install, site: Path) -> None:
         " s to load; import what is slow inside the functions that need it"
     )
     assert registry.names("metrics") == ["slow"]
+
+
+RECIPE = """
+ptkit = 1
+backbone = {{kind = "chatglm2", source = "nano"}}
+dataset = {{kind = "adgen", train = "nano:train", limit = 4}}
+task = {{kind = "generation", max_source_tokens = 64, max_target_tokens = 32}}
+metrics = [{{kind = "{metric}"}}]
+train = {{max_steps = 1, batch_size = 2}}
+"""
+
+
+@pytest.mark.parametrize(("metric", "warned"), [("noisy", True), ("quiet", False)])
+def test_a_recipe_that_uses_a_noisy_plugin_is_told(
+    install: Install,
+    site: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    metric: str,
+    warned: bool,
+) -> None:
+    pytest.importorskip("ptkit_nano")
+    install("noisy", NOISY)
+    install("quiet", GOOD.format(name="quiet"))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.format(metric=metric), encoding="utf-8")
+    line = (
+        "plugin 'noisy' (isolated-noisy 1.5): printed 'Hello! from noise' to stdout while it was "
+        "loaded; print nothing there"
+    )
+    assert cli.main(["check", str(recipe), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (line in report["warnings"]) is warned
+    sys.modules.pop("isolated_noisy", None)
+    loaded_recipe = ptkit.Recipe.load(recipe)
+    told = Told()
+    prepare(loaded_recipe, told)
+    assert [text for text in told.warnings if "noise" in text] == [line] * warned
+
+
+class Told(Reporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 # ------------------------------------------------------------------------------ timings

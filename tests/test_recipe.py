@@ -305,7 +305,12 @@ def test_a_recipe_becomes_settings_and_classes(folder: Path) -> None:
 def test_resolved_has_defaults_and_absolute_paths(folder: Path) -> None:
     resolved = load(folder, GOOD).resolved()
     assert list(resolved) == ["ptkit", "backbone", "prefix", "dataset", "task", "metrics", "train"]
-    assert resolved["backbone"] == {"kind": "tiny", "source": "toy", "dtype": "auto"}
+    assert resolved["backbone"] == {
+        "kind": "tiny",
+        "source": "toy",
+        "dtype": "auto",
+        "embeddings": "device",
+    }
     assert resolved["dataset"]["train"] == str(folder / "train.json")
     assert resolved["train"]["learning_rate"] == 2e-2
     assert resolved["train"]["betas"] == [0.9, 0.999]
@@ -657,8 +662,8 @@ def test_with_no_plugin_at_all(folder: Path) -> None:
         ("named = [3]", "named: must be 'none' or 'even' or a table, got [3]"),
         ("day = 'x'", "day: must be a valid date or datetime, input is too short, got 'x'"),
         ("calss = 'x'", "calss: unknown key (did you mean 'class'?)"),
-        ("even = 3", "even: is not valid, got 3"),
-        ("odd = 'empty'", "odd: is not valid, got 'empty'"),
+        ("even = 3", "even: is not valid, got 3 (kind 'everything')"),
+        ("odd = 'empty'", "odd: is not valid, got 'empty' (kind 'everything')"),
         (f"whole = '{'x' * 99}'", f"whole: must be a whole number, got '{'x' * 59}…"),
         ("whole = 'a\u2028b'", "whole: must be a whole number, got 'a\\u2028b'"),
         ('whole = "a\\nb"', "whole: must be a whole number, got 'a\\nb'"),
@@ -789,11 +794,11 @@ def test_a_missing_duration_does_not_hide_another_mistake(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("value", "this is never right"),
+        ("value", "this is never right (kind 'broken')"),
         (
             "bug",
-            "ptkit-toy 1.0 failed to check these settings (KeyError: 'a\\nb'); "
-            "report it to its author",
+            "kind 'broken' (ptkit-toy 1.0): checking the settings raised KeyError: 'a\\nb'; report "
+            "it to the plugin's author with the traceback that PTKIT_DEBUG=1 shows",
         ),
     ],
 )
@@ -805,8 +810,8 @@ def test_validators_of_plugins(folder: Path, how: str, expected: str) -> None:
 def test_a_plugin_may_raise_our_errors(folder: Path) -> None:
     text = f'{GOOD}[[transforms]]\nkind = "broken"\nhow = "ptkit"\n'
     assert lines(folder, text) == [
-        "recipe.toml: transforms.0: one thing",
-        "recipe.toml: transforms.0: another",
+        "recipe.toml: transforms.0: one thing (kind 'broken')",
+        "recipe.toml: transforms.0: another (kind 'broken')",
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ptkit.cli import main
 from ptkit.engine.predicting import predict_file
 from ptkit.engine.scoring import evaluate_file
 from ptkit.engine.session import run
+from ptkit.engine.stopping import Interrupted
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry, empty_registry
 from ptkit.reporter import Reporter
@@ -392,8 +394,7 @@ def test_a_constructor_that_fails(make: Callable[..., Recipe], tmp_path: Path) -
     with pytest.raises(ptkit.PluginError) as refused:
         run(recipe, out=tmp_path / "run", device="cpu")
     assert str(refused.value) == (
-        "task.kind 'labels' (ptkit-bad 0.3): BadLabels() raised KeyError: 'a\\nb'; "
-        "report it to its author"
+        f"task.kind 'labels' (ptkit-bad 0.3): BadLabels() raised KeyError: {KEY}{REPORT}"
     )
 
 
@@ -410,8 +411,8 @@ def test_settings_that_fail(make: Callable[..., Recipe]) -> None:
     with pytest.raises(ptkit.RecipeError) as refused:
         make(changed(Labels, Settings=PickySettings))
     assert refused.value.lines == (
-        "r.toml: task: ptkit-bad 0.3 failed to check these settings (KeyError: 'fine'); "
-        "report it to its author",
+        "r.toml: task: kind 'labels' (ptkit-bad 0.3): checking the settings raised "
+        f"KeyError: 'fine'{REPORT}",
     )
 
 
@@ -596,6 +597,149 @@ def test_trackers_are_finished_when_a_run_fails(
     with pytest.raises(ptkit.PluginError, match="loss"):
         run(recipe, out=tmp_path / "run", device="cpu")
     assert Broken.calls == ["start", "finish"]
+
+
+# ------------------------------------------------------------------------------ hooks that watch
+
+
+class Watcher:
+    """Notes which hooks are called and with what, and fails in ``failing``."""
+
+    def __init__(self, failing: str = "", error: type[BaseException] = KeyError) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.failing, self.error = failing, error
+
+    def _call(self, hook: str, value: Any) -> None:
+        self.calls.append((hook, value))
+        if hook == self.failing:
+            raise self.error("a\nb")
+
+    @ptkit.hookimpl
+    def ptkit_before_run(self, run: ptkit.RunInfo) -> None:
+        self._call("ptkit_before_run", run.environment["device"])
+        run.recipe.clear()
+        run.environment.clear()
+
+    @ptkit.hookimpl
+    def ptkit_after_run(self, run: ptkit.RunInfo, scores: Any) -> None:
+        self._call("ptkit_after_run", sorted(scores))
+        scores.clear()
+
+    @ptkit.hookimpl
+    def ptkit_on_run_error(self, run: ptkit.RunInfo, error: BaseException) -> None:
+        self._call("ptkit_on_run_error", type(error).__name__)
+
+
+def watched_by(recipe: Recipe, *watchers: Watcher) -> Recipe:
+    for number, watcher in enumerate(watchers, start=1):
+        owner = Owner(f"watch-{number}", f"ptkit-watch-{number}", "2.0")
+        recipe.registry.register(watcher, owner)
+    assert not recipe.registry.failures
+    return recipe
+
+
+@pytest.mark.parametrize("hook", ["ptkit_before_run", "ptkit_after_run"])
+@pytest.mark.parametrize("error", [KeyError, ptkit.DataError, SystemExit, MemoryError])
+def test_a_failing_hook_is_told_once_and_the_others_are_called(
+    hook: str, error: type[BaseException], make: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    told, first, failing = Told(), Watcher(), Watcher(hook, error)
+    recipe = watched_by(make(), first, failing)
+    result = run(recipe, out=tmp_path / "run", device="cpu", reporter=told)
+    text = KEY if error is KeyError else "a b"
+    assert told.failures == [
+        f"plugin 'watch-2' (ptkit-watch-2 2.0): {hook}() raised {error.__name__}: {text}; the run "
+        f"is not affected{REPORT}"
+    ]
+    seen = [
+        ("ptkit_before_run", "cpu"),
+        ("ptkit_after_run", ["after", "before", "constant"]),
+    ]
+    assert first.calls == failing.calls == seen
+    assert set(result.scores["after"]) == {"right", "kinds"}
+
+
+def test_hooks_change_nothing_in_a_run(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    alone = run(make(), out=tmp_path / "alone", device="cpu")
+    watched = run(watched_by(make(), Watcher()), out=tmp_path / "watched", device="cpu")
+    assert alone.scores == watched.scores
+    for name in ("recipe.toml", "adapter/prefix.safetensors", "predictions.jsonl"):
+        pair = [(result.folder / name).read_bytes() for result in (alone, watched)]
+        assert pair[0] == pair[1], name
+
+
+def test_a_hook_that_fails_on_an_error_leaves_the_error(
+    make: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    told, first, failing = Told(), Watcher(), Watcher("ptkit_on_run_error")
+    recipe = watched_by(make(changed(Labels, encode=boom)), first, failing)
+    with pytest.raises(ptkit.PluginError, match="encode"):
+        run(recipe, out=tmp_path / "run", device="cpu", reporter=told)
+    assert [failure.split(" raised ")[0] for failure in told.failures] == [
+        "plugin 'watch-2' (ptkit-watch-2 2.0): ptkit_on_run_error()"
+    ]
+    assert first.calls == failing.calls == [("ptkit_on_run_error", "PluginError")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [
+        (KeyboardInterrupt, "KeyboardInterrupt"),
+        (lambda: signal.raise_signal(signal.SIGTERM), "Interrupted"),
+        (ZeroDivisionError, "PluginError"),
+    ],
+)
+def test_errors_and_interrupts_are_told_to_hooks(
+    stop: Callable[[], Any], error: str, make: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    def loss(self: Any, *args: Any) -> Any:
+        raised = stop()
+        if raised is not None:
+            raise raised
+        return Labels.loss(self, *args)
+
+    watcher = Watcher()
+    recipe = watched_by(make(changed(Labels, loss=loss)), watcher)
+    with pytest.raises(BaseException) as ended:  # noqa: PT011 - which one is what is tested
+        run(recipe, out=tmp_path / "run", device="cpu")
+    assert type(ended.value).__name__ == error
+    assert watcher.calls == [("ptkit_before_run", "cpu"), ("ptkit_on_run_error", error)]
+
+
+def test_ctrl_c_inside_a_hook_ends_the_run(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    class Stops(Watcher):
+        @ptkit.hookimpl
+        def ptkit_before_run(self, run: ptkit.RunInfo) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    told, watcher = Told(), Stops()
+    with pytest.raises(Interrupted):
+        run(watched_by(make(), watcher), out=tmp_path / "run", device="cpu", reporter=told)
+    assert watcher.calls == [("ptkit_on_run_error", "Interrupted")]
+    assert told.failures == []
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_ends_nothing_shows_its_traceback_on_request(
+    debug: bool,
+    make: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PTKIT_DEBUG", "1" if debug else "")
+    recipe = make(
+        Broken,
+        changed(Kinds, score=boom, warnings=boom),
+        changed(Labels, constants=boom),
+        trackers=[{"kind": "broken", "at": "train"}],
+    )
+    run(watched_by(recipe, Watcher("ptkit_after_run")), out=tmp_path / "run", device="cpu")
+    traced = capsys.readouterr().err
+    expected = {"in boom": 3, "in _call": 2, "OSError: [Errno 28]": 1} if debug else {}
+    assert (traced != "") == debug
+    for text, count in expected.items():
+        assert traced.count(text) >= count, text
 
 
 # ------------------------------------------------------------------------------------ afterwards

@@ -74,7 +74,7 @@ def recipe_from_script(script: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise PtkitError(f"{script}:{line}: not UTF-8; re-save the file as UTF-8") from None
     registry = load_plugins()
-    recipe: str | None = registry.manager.hook.ptkit_recipe_from_script(text=text, name=str(script))
+    recipe = registry.recipe_from_script(text, str(script))
     if recipe is None:
         failed = "".join(f"; {failure}" for failure in registry.failures)
         raise PtkitError(f"{script}: is no training script that an installed plugin knows{failed}")

@@ -18,10 +18,11 @@ from ptkit.engine.assembly import backbone_of
 from ptkit.engine.files import whole_folder
 from ptkit.engine.peft import PeftFormat
 from ptkit.engine.prefix import PrefixEncoder
-from ptkit.errors import CheckpointError, PluginError, PtkitError, suggestion
+from ptkit.errors import CheckpointError, PluginError, PtkitError, show_traceback, suggestion
 from ptkit.interchange import ADAPTER_FORMATS, AdapterFormat
+from ptkit.isolation import blamed, check_type
 from ptkit.manifest import MANIFEST
-from ptkit.recipe import FORMAT, choose
+from ptkit.recipe import FORMAT, Choice, choose
 from ptkit.registry import Registry, collision, load_plugins
 from ptkit.settings import dump
 
@@ -50,7 +51,8 @@ def adapter_formats(registry: Registry) -> dict[str, AdapterFormat]:
                 f"{name!r} is registered by both ptkit itself and {registered.owner}; rename the "
                 "format of the latter"
             )
-        made = registered.component(registered.component.Settings())
+        component = registered.component
+        made = Choice(ADAPTER_FORMATS.key, registered, component.Settings()).create()
         assert isinstance(made, AdapterFormat)
         formats[name] = made
     return formats
@@ -95,7 +97,10 @@ def convert(
         kind = kind or formats[found].backbone_kind
         base = backbone_of(None, registry, source=backbone, kind=kind, overrides=overrides)
         _check_kind(source, formats[found], base.name)
-        tensors = formats[found].read(source, base)
+        with blamed(formats[found], "read()", source):
+            tensors = formats[found].read(source, base)
+            wanted = "a dict of tensors"
+            check_type(formats[found], "read()", tensors, dict, wanted, source)
         if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
             notes.append("the numbers were widened to float32")
         prefix = _encoder(source, tensors, base)
@@ -105,8 +110,10 @@ def convert(
         save_adapter(whole, adapter.prefix, {}, adapter.manifest)
     else:
         _check_kind(source, formats[to], adapter.manifest["backbone"]["kind"])
-        with whole_folder(whole) as partial:
-            notes += formats[to].write(partial, adapter, base)
+        with whole_folder(whole) as partial, blamed(formats[to], "write()", target):
+            lost = formats[to].write(partial, adapter, base)
+            check_type(formats[to], "write()", lost, list, "a list of lines", target)
+        notes += lost
     return Converted(found, adapter.length, adapter.prefix.projection_hidden_size, tuple(notes))
 
 
@@ -118,7 +125,14 @@ def recognised(folder: Path, formats: Mapping[str, AdapterFormat]) -> str:
         )
         raise CheckpointError(f"{folder}: {wrong}")
     names = [PTKIT] if any((f / MANIFEST).is_file() for f in (folder, folder / "adapter")) else []
-    names += [name for name, form in formats.items() if form.recognises(folder)]
+    faults: list[str] = []
+    for name, form in formats.items():
+        try:
+            with blamed(form, "recognises()", folder):
+                names += [name] if form.recognises(folder) else []
+        except PluginError as error:  # matters only if no other format is found
+            show_traceback(error)
+            faults += error.lines
     if len(names) == 1:
         return names[0]
     if names:
@@ -128,7 +142,8 @@ def recognised(folder: Path, formats: Mapping[str, AdapterFormat]) -> str:
         )
     wanted = {PTKIT: MANIFEST, **{name: form.looks_for for name, form in formats.items()}}
     looked = ", ".join(f"{what} ({name})" for name, what in wanted.items())
-    raise CheckpointError(f"{folder}: is no adapter of a known format; looked for {looked}")
+    text = f"{folder}: is no adapter of a known format; looked for {looked}"
+    raise CheckpointError(text, *faults)
 
 
 def _check_name(to: str, formats: Mapping[str, AdapterFormat], registry: Registry) -> None:

@@ -4,33 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from math import fsum
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ptkit.components import Metric, RowMetric, TaskHead, Tokenizer
-from ptkit.data import Origins, Part
-from ptkit.engine.generate import batches
+from ptkit.data import Part
+from ptkit.engine.feeding import split
+from ptkit.engine.generate import calls, window
 from ptkit.engine.model import Model
+from ptkit.engine.outofmemory import within_memory
+from ptkit.engine.processes import ALONE, Processes
 from ptkit.engine.stopping import Interrupted
-from ptkit.engine.train import total_loss
-from ptkit.errors import PluginError, PtkitError
+from ptkit.engine.train import Totals, total_loss
+from ptkit.errors import PluginError, PtkitError, show_traceback
 from ptkit.isolation import blamed, check_type, fault
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Origin, Pair, Record
+from ptkit.rowstore import Origins
 
 ROWS_AT_ONCE = 256  # rows that are sorted by length and predicted in batches, before the next
 
 
 @torch.no_grad()
 def evaluate_loss(
-    model: Model, head: TaskHead, module: nn.Module | None, part: Part, settings: TrainSettings
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    part: Part,
+    settings: TrainSettings,
+    tokens: int,
+    halved: Callable[[int], None],
+    processes: Processes = ALONE,
 ) -> float:
-    """The loss of a part with the prefix that the model has now, averaged as training's."""
-    groups = part.rows.groups(range(part.rows.records), share_loss=head.rows_share_loss)
-    return total_loss(model, head, module, part.rows, groups, settings).loss
+    """The loss of a part with the prefix that the model has now, averaged as training's.
+
+    ``tokens``: how many go through the model at once. ``halved`` is told a lower number when memory
+    runs out, and the part is begun again.
+    """
+    store = part.rows
+    groups = store.groups(range(store.records), share_loss=head.rows_share_loss)
+    own = processes.share(groups, lambda group: sum(store.length(row) for row in group))
+
+    def totals(budget: int) -> Totals:
+        micro_batches = split(store, own, budget, model.layout)
+        with processes.in_step(gradients=False):
+            return total_loss(model, head, module, store, micro_batches, settings)
+
+    return processes.add_up(within_memory(tokens, totals, halved)).loss
 
 
 @torch.no_grad()
@@ -41,26 +66,40 @@ def predict(
     part: Part,
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> list[Any]:
-    """One prediction a record, in order."""
+    """One prediction a record, in order.
+
+    The records are dealt over ``processes``, each of which gets all predictions; ``progress`` is
+    that of this one's share.
+    """
     outputs: list[Any] = []
-    rows: list[EncodedRow] = list(part.rows)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
+    records, store, answer = part.records or [], part.rows, head.limits().answer
+    own = processes.share(
+        range(len(records)), lambda i: sum(store.length(row) + answer for row in store.rows_of(i))
+    )
+    rows: list[EncodedRow] = [store[row] for index in own for row in store.rows_of(index)]
+    with processes.in_step(gradients=False):
+        at_once = window(ROWS_AT_ONCE, model.device)
+        for start in range(0, len(rows), at_once):
 
-        def show(done: int, start: int = start) -> None:
-            if progress is not None:
-                progress(start + done, len(rows))
+            def show(done: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(rows))
 
-        some = rows[start : start + ROWS_AT_ONCE]
-        outputs += predict_rows(model, head, module, some, show, part.origins)
+            some = rows[start : start + at_once]
+            outputs += predict_rows(model, head, module, some, show, part.origins)
     found: list[Any] = []
-    records = part.records or []
-    with blamed(head, "decode()", lambda: records[len(found)].origin):
-        for index, record in enumerate(records):
-            own = part.rows.rows_of(index)
-            its_rows, its_outputs = [rows[i].row for i in own], [outputs[i] for i in own]
-            found.append(head.decode(record, its_rows, its_outputs, tokenizer))
-    return found
+    pairs = iter(zip(rows, outputs, strict=True))
+    with blamed(head, "decode()", lambda: records[own[len(found)]].origin):
+        for index in own:
+            its = [next(pairs) for _ in store.rows_of(index)]
+            its_rows, its_outputs = [row.row for row, _ in its], [output for _, output in its]
+            found.append(head.decode(records[index], its_rows, its_outputs, tokenizer))
+    if processes.size == 1:
+        return found
+    every = processes.gather(list(zip(own, found, strict=True)))
+    return [prediction for _, prediction in sorted(chain(*every), key=itemgetter(0))]
 
 
 @torch.no_grad()
@@ -80,7 +119,7 @@ def predict_rows(
     outputs: list[Any] = [None] * len(rows)
     done = 0
     lengths = [len(row.tokens) for row in rows]
-    for batch in batches(lengths, head.limits().answer, model.batch_tokens):
+    for batch in calls(lengths, head.limits().answer, model):
         some = [rows[index] for index in batch]
         with blamed(head, "predict()", partial(_failing, model, head, module, some, origins)):
             found = head.predict(model, module, some)
@@ -133,6 +172,7 @@ class Failures:
     def add(self, metric: Metric, error: PtkitError) -> None:
         if isinstance(error, Interrupted):
             raise error
+        show_traceback(error)
         for line in error.lines:
             self.texts.setdefault(f"{line}; its scores are left out", []).append(metric)
 
@@ -242,6 +282,7 @@ def metric_warnings(
         except Interrupted:
             raise
         except PtkitError as error:
+            show_traceback(error)
             texts += error.lines
     return list(dict.fromkeys([*failures.texts, *texts]))
 

@@ -8,8 +8,9 @@ from statistics import median
 from typing import Any
 
 from ptkit.components import TaskHead
-from ptkit.data import Part, RowStore
+from ptkit.data import Part
 from ptkit.records import IGNORE, EncodedRow
+from ptkit.rowstore import RowStore
 
 BINS = 40  # at most, in a histogram
 LOOKED_AT = 200_000  # rows; of a larger part every second, third, … is counted

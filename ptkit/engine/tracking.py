@@ -11,6 +11,7 @@ from typing import Any
 from ptkit.components import Tracker
 from ptkit.engine.files import WriteError, whole_file
 from ptkit.engine.stopping import Interrupted
+from ptkit.errors import show_traceback
 from ptkit.isolation import named, one_line
 from ptkit.records import RunInfo
 
@@ -78,6 +79,7 @@ class Tracking:
                 raise
             except (Exception, SystemExit) as error:
                 self._trackers.remove(tracker)
+                show_traceback(error)
                 raised = f"{named(tracker)}: {what} raised {one_line(error)}"
                 self._failure(f"{raised}; it is left out, and the run goes on")
 

@@ -35,8 +35,9 @@ WARM_UP = 2  # steps
 
 def ptkit_step(bench: Bench) -> Callable[[list[Any]], None]:
     from ptkit.engine.model import Model
+    from ptkit.engine.optimizing import make_optimizer
     from ptkit.engine.prefix import PrefixEncoder
-    from ptkit.engine.train import Trainable, make_optimizer, step_gradients
+    from ptkit.engine.train import Trainable, step_gradients
 
     tokenizer, settings = bench.backbone.tokenizer, bench._settings()
     loaded = bench.backbone.load("cpu", "float32")

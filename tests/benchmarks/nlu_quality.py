@@ -290,15 +290,9 @@ class Bench:
     def _ptkit(self) -> dict[str, Any]:
         from ptkit.engine.evaluate import predict
         from ptkit.engine.model import Model
+        from ptkit.engine.optimizing import make_optimizer
         from ptkit.engine.prefix import PrefixEncoder
-        from ptkit.engine.train import (
-            Progress,
-            Trainable,
-            Training,
-            Watcher,
-            make_optimizer,
-            train,
-        )
+        from ptkit.engine.train import Progress, Trainable, Training, Watcher, train
 
         spec, tokenizer, settings = self.spec, self.backbone.tokenizer, self._settings()
         model = Model(

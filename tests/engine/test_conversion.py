@@ -62,6 +62,79 @@ def formats(registry: Registry) -> Registry:
     return registry
 
 
+def broken(**methods: Any) -> type[Any]:
+    return type("Broken", (RowsFormat,), {"name": "broken", **methods})
+
+
+def boom(*args: Any, **kwargs: Any) -> Any:
+    raise KeyError("a\nb")
+
+
+REPORT = "report it to the plugin's author with the traceback that PTKIT_DEBUG=1 shows"
+
+
+@pytest.mark.parametrize(
+    ("methods", "line"),
+    [
+        ({"write": boom}, "{target}: {form}: write() raised KeyError: 'a\\nb'; {report}"),
+        (
+            {"write": lambda *a: None},
+            "{target}: {form}: write() must return a list of lines, got NoneType; {report}",
+        ),
+        (
+            {"__init__": boom},
+            "adapters.kind 'broken' (ptkit-bad 2.0): Broken() raised KeyError: 'a\\nb'; {report}",
+        ),
+    ],
+)
+def test_a_broken_format_is_a_line_and_leaves_nothing(
+    methods: dict[str, Any],
+    line: str,
+    registry: Registry,
+    make_adapter: MakeAdapter,
+    tmp_path: Path,
+) -> None:
+    registry.register(plugin(broken(**methods)), Owner("bad", "ptkit-bad", "2.0"))
+    target, form = tmp_path / "out", "adapter format 'broken' (ptkit-bad 2.0)"
+    expected = line.format(target=target, form=form, report=REPORT)
+    assert refusal(registry, make_adapter(), target, "broken") == expected
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("read", "problem"),
+    [
+        (boom, "raised KeyError: 'a\\nb'"),
+        (lambda *a: None, "must return a dict of tensors, got NoneType"),
+    ],
+)
+def test_a_format_that_cannot_read(
+    read: Any, problem: str, registry: Registry, tmp_path: Path
+) -> None:
+    registry.register(plugin(broken(read=read)), Owner("bad", "ptkit-bad", "2.0"))
+    (tmp_path / "rows.json").write_text("[]")
+    line = refusal(registry, tmp_path, tmp_path / "out", "ptkit", backbone="tiny")
+    assert line == (
+        f"{tmp_path}: adapter format 'broken' (ptkit-bad 2.0): read() {problem}; {REPORT}"
+    )
+
+
+def test_a_format_that_cannot_tell_matters_only_if_no_other_can(
+    formats: Registry, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    formats.register(plugin(broken(recognises=boom)), Owner("bad", "ptkit-bad", "2.0"))
+    convert(make_adapter(), tmp_path / "rows", "rows", registry=formats)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError) as refused:
+        convert(tmp_path / "empty", tmp_path / "out", "ptkit", registry=formats)
+    first, second = refused.value.lines
+    assert first.startswith(f"{tmp_path / 'empty'}: is no adapter of a known format")
+    assert second == (
+        f"{tmp_path / 'empty'}: adapter format 'broken' (ptkit-bad 2.0): recognises() raised "
+        f"KeyError: 'a\\nb'; {REPORT}"
+    )
+
+
 def refusal(registry: Registry, *arguments: Any, **options: Any) -> str:
     with pytest.raises(PtkitError) as refused:
         convert(*arguments, **options, registry=registry)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from ptkit_tasks.generation import Generation
 
-from ptkit.data import RowStore
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.session import run
 from ptkit.engine.train import Trainable, step_gradients
 from ptkit.recipe import Recipe, TrainSettings
 from ptkit.records import IGNORE, Row, Sampling
+from ptkit.rowstore import RowStore
 from ptkit.testing import TinyBackbone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
