@@ -61,6 +61,25 @@ class Clock:
         return self._last - before
 
 
+class Reading:
+    """Numbers of the device that the host can read without waiting for what comes behind them."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._ready: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def read(self) -> list[float]:
+        if self._ready is not None:
+            self._ready.synchronize()
+        found: list[float] = self._values.tolist()
+        return found
+
+
 class Guard:
     """Optimiser steps that do nothing from the first loss or gradient on that is not finite,
     without the host having to look."""
@@ -69,11 +88,11 @@ class Guard:
         self._optimizer = optimizer
         self._bad = torch.zeros((), device=device)
 
-    def step(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """[2]: loss and gradient norm, on the device."""
+    def step(self, loss: Tensor, norm: Tensor) -> Reading:
+        """Do the optimiser's step; loss and gradient norm, to be read later."""
         found = torch.stack([loss, norm.to(loss)])
         self._bad = torch.maximum(self._bad, 1 - found.isfinite().all().float())
         optimizer: Any = self._optimizer
         optimizer.found_inf = self._bad  # what a gradient scaler sets, and the fused kernel heeds
         optimizer.step()
-        return found
+        return Reading(found)

@@ -18,7 +18,7 @@ from ptkit.engine.attention import KeyValue
 from ptkit.engine.feeding import Batch, Feeder, StepData, split
 from ptkit.engine.headloss import combine, head_loss
 from ptkit.engine.model import Model
-from ptkit.engine.optimizing import Clock, Guard, learning_rate
+from ptkit.engine.optimizing import Clock, Guard, Reading, learning_rate
 from ptkit.engine.outofmemory import told_as, within_memory
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.processes import ALONE, Processes
@@ -273,14 +273,14 @@ class Queued:
 
     given: StepData
     totals: Totals
-    found: Tensor
+    found: Reading
     rate: float
     waited: float
     clock: Clock
 
     def look(self, training: Training) -> dict[str, Any]:
         """What the step's event says; the loop's only wait for the device."""
-        loss, gradient = self.found.tolist()
+        loss, gradient = self.found.read()
         if not (math.isfinite(loss) and math.isfinite(gradient)):
             rows = rows_not_finite(training, self.given.groups)
             raise NotFinite(self.given.step + 1, loss, gradient, rows)
