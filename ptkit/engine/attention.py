@@ -132,7 +132,7 @@ class PackedRows(Layout):
     ``lengths``.
 
     The linears run on all tokens at once. Attention runs row by row, or, on a GPU, in kernels that
-    take all rows at once (`ptkit.engine.kernels`) and need nothing but ``blocks``, the
+    take all rows at once (`ptkit.engine.packed_attention`) and need nothing but ``blocks``, the
     `block_table` on the device.
     """
 
@@ -216,7 +216,7 @@ def attend_blocks(
     causal: bool,
 ) -> Tensor:
     """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels."""
-    from ptkit.engine.kernels import packed_attention
+    from ptkit.engine.packed_attention import packed_attention
 
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [t, n, d]
     if prefix is None:

@@ -6,6 +6,7 @@ table of blocks (`ptkit.engine.attention.block_table`) is all that changes from 
 that nothing is compiled anew. Scores and sums are float32, the softmax is the online one of
 FlashAttention (Dao, 2023, arXiv:2307.08691). Sums over heads and over blocks go through partial
 results that are added in a fixed order: results are the same from run to run.
+`ptkit.engine.packed_attention` calls them.
 """
 
 from __future__ import annotations
@@ -19,28 +20,24 @@ from torch import Tensor
 
 from ptkit.engine.attention import BLOCK
 
-_LOG2E = 1.4426950408889634
-_PROGRAMS = 512  # that keep a GPU busy; work on fewer blocks is split over heads
-_SPLITS = 64  # of the queries, when the gradients of the prefix are summed
-
 
 @triton.jit
-def _tile(base, rows, stride, end, D: tl.constexpr, BD: tl.constexpr):
+def tile(base, rows, stride, end, D: tl.constexpr, BD: tl.constexpr):
     columns = tl.arange(0, BD)
     inside = (rows[:, None] < end) & (columns[None, :] < D)
     return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _store(base, rows, stride, end, tile, D: tl.constexpr, BD: tl.constexpr):
+def store(base, rows, stride, end, values, D: tl.constexpr, BD: tl.constexpr):
     columns = tl.arange(0, BD)
     inside = (rows[:, None] < end) & (columns[None, :] < D)
     at = base + rows[:, None] * stride + columns[None, :]
-    tl.store(at, tile.to(base.dtype.element_ty), mask=inside)
+    tl.store(at, values.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _logits(q, k, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
+def logits_of(q, k, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """[queries, keys] in float32, softcapped."""
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scaling
     if CAPPED:
@@ -60,7 +57,7 @@ def _seen(rows, keys, end, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr)
 
 
 @triton.jit
-def _online(most, total, out, logits, seen, v, PRECISION: tl.constexpr):
+def online(most, total, out, logits, seen, v, PRECISION: tl.constexpr):
     """One more block of keys in the softmax: the greatest logit, the sum and the output so far."""
     scores = tl.where(seen, logits * 1.4426950408889634, float("-inf"))
     greatest = tl.maximum(most, tl.max(scores, 1))
@@ -91,7 +88,7 @@ def _last_key(start, end, window, BM: tl.constexpr, CAUSAL: tl.constexpr, WINDOW
 
 
 @triton.jit
-def _forward(
+def forward(
     Q, K, V, PK, PV, OUT, LSE, BLOCKS,
     scaling, softcap, window, tokens, p,
     q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
@@ -106,7 +103,7 @@ def _forward(
     first = tl.load(BLOCKS + 4 * block + 2)
     prefix = tl.load(BLOCKS + 4 * block + 3)
     rows = start + tl.arange(0, BM)
-    q = _tile(Q + head * q_n, rows, q_t, end, D, BD)
+    q = tile(Q + head * q_n, rows, q_t, end, D, BD)
     most = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
@@ -114,24 +111,24 @@ def _forward(
         pk, pv = PK + prefix * pk_a + group * pk_g, PV + prefix * pv_a + group * pv_g
         for at in range(0, p, BN):
             keys = at + tl.arange(0, BN)
-            k = _tile(pk, keys, pk_p, p, D, BD)
-            v = _tile(pv, keys, pv_p, p, D, BD)
-            logits = _logits(q, k, scaling, softcap, CAPPED, PRECISION)
+            k = tile(pk, keys, pk_p, p, D, BD)
+            v = tile(pv, keys, pv_p, p, D, BD)
+            logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
             seen = (keys[None, :] < p) & (rows[:, None] < end)
-            most, total, out = _online(most, total, out, logits, seen, v, PRECISION)
+            most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
     for at in range(lo, hi, BN):
         keys = at + tl.arange(0, BN)
-        k = _tile(K + group * k_g, keys, k_t, end, D, BD)
-        v = _tile(V + group * v_g, keys, v_t, end, D, BD)
-        logits = _logits(q, k, scaling, softcap, CAPPED, PRECISION)
+        k = tile(K + group * k_g, keys, k_t, end, D, BD)
+        v = tile(V + group * v_g, keys, v_t, end, D, BD)
+        logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
         seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
-        most, total, out = _online(most, total, out, logits, seen, v, PRECISION)
+        most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     inside = rows < end
     total = tl.where(inside, total, 1.0)
     most = tl.where(inside, most, 0.0)
-    _store(OUT + head * D, rows, HEADS * D, end, out / total[:, None], D, BD)
+    store(OUT + head * D, rows, HEADS * D, end, out / total[:, None], D, BD)
     tl.store(LSE + head * tokens + rows, most + tl.log2(total), mask=inside)
 
 
@@ -141,7 +138,7 @@ def _gradient(
     CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """[queries, keys]: softmax weights, and the loss's gradient to the scaled product q·k."""
-    logits = _logits(q, k, scaling, softcap, CAPPED, PRECISION)
+    logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
     weights = tl.exp2(logits * 1.4426950408889634 - lse[:, None])
     weights = tl.where(seen, weights, 0.0)
     d_weights = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
@@ -153,7 +150,7 @@ def _gradient(
 
 
 @triton.jit
-def _queries_backward(
+def queries_backward(
     Q, K, V, PK, PV, OUT, D_OUT, LSE, DELTA, D_Q, BLOCKS,
     scaling, softcap, window, tokens, p,
     q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
@@ -170,9 +167,9 @@ def _queries_backward(
     prefix = tl.load(BLOCKS + 4 * block + 3)
     rows = start + tl.arange(0, BM)
     inside = rows < end
-    q = _tile(Q + head * q_n, rows, q_t, end, D, BD)
-    d_out = _tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
-    out = _tile(OUT + head * D, rows, HEADS * D, end, D, BD)
+    q = tile(Q + head * q_n, rows, q_t, end, D, BD)
+    d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
+    out = tile(OUT + head * D, rows, HEADS * D, end, D, BD)
     delta = tl.sum(d_out.to(tl.float32) * out.to(tl.float32), 1)
     tl.store(DELTA + head * tokens + rows, delta, mask=inside)
     lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
@@ -181,8 +178,8 @@ def _queries_backward(
         pk, pv = PK + prefix * pk_a + group * pk_g, PV + prefix * pv_a + group * pv_g
         for at in range(0, p, BN):
             keys = at + tl.arange(0, BN)
-            k = _tile(pk, keys, pk_p, p, D, BD)
-            v = _tile(pv, keys, pv_p, p, D, BD)
+            k = tile(pk, keys, pk_p, p, D, BD)
+            v = tile(pv, keys, pv_p, p, D, BD)
             seen = (keys[None, :] < p) & inside[:, None]
             _, d_logits = _gradient(
                 q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
@@ -192,18 +189,18 @@ def _queries_backward(
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
     for at in range(lo, hi, BN):
         keys = at + tl.arange(0, BN)
-        k = _tile(K + group * k_g, keys, k_t, end, D, BD)
-        v = _tile(V + group * v_g, keys, v_t, end, D, BD)
+        k = tile(K + group * k_g, keys, k_t, end, D, BD)
+        v = tile(V + group * v_g, keys, v_t, end, D, BD)
         seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
         _, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
         d_q = tl.dot(d_logits.to(k.dtype), k, d_q, input_precision=PRECISION)
-    _store(D_Q + head * D, rows, HEADS * D, end, d_q * scaling, D, BD)
+    store(D_Q + head * D, rows, HEADS * D, end, d_q * scaling, D, BD)
 
 
 @triton.jit
-def _keys_backward(
+def keys_backward(
     Q, K, V, D_OUT, LSE, DELTA, D_K, D_V, BLOCKS,
     scaling, softcap, window, tokens,
     q_t, q_n, k_t, k_g, v_t, v_g,
@@ -219,8 +216,8 @@ def _keys_backward(
     end = tl.load(BLOCKS + 4 * block + 1)
     first = tl.load(BLOCKS + 4 * block + 2)
     keys = start + tl.arange(0, BN)
-    k = _tile(K + group * k_g, keys, k_t, end, D, BD)
-    v = _tile(V + group * v_g, keys, v_t, end, D, BD)
+    k = tile(K + group * k_g, keys, k_t, end, D, BD)
+    v = tile(V + group * v_g, keys, v_t, end, D, BD)
     d_k = tl.zeros([BN, BD], tl.float32)
     d_v = tl.zeros([BN, BD], tl.float32)
     lo, hi = first, end
@@ -235,8 +232,8 @@ def _keys_backward(
         for at in range(lo, hi, BM):
             rows = at + tl.arange(0, BM)
             inside = rows < end
-            q = _tile(Q + head * q_n, rows, q_t, end, D, BD)
-            d_out = _tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
+            q = tile(Q + head * q_n, rows, q_t, end, D, BD)
+            d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
             lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
             delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
             seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
@@ -246,12 +243,12 @@ def _keys_backward(
             d_v = tl.dot(tl.trans(weights).to(q.dtype), d_out, d_v, input_precision=PRECISION)
             d_k = tl.dot(tl.trans(d_logits).to(q.dtype), q, d_k, input_precision=PRECISION)
     to = chunk * tokens * groups * D + group * D
-    _store(D_K + to, keys, groups * D, end, d_k * scaling, D, BD)
-    _store(D_V + to, keys, groups * D, end, d_v, D, BD)
+    store(D_K + to, keys, groups * D, end, d_k * scaling, D, BD)
+    store(D_V + to, keys, groups * D, end, d_v, D, BD)
 
 
 @triton.jit
-def _prefix_backward(
+def prefix_backward(
     Q, PK, PV, D_OUT, LSE, DELTA, D_K, D_V, BLOCKS,
     scaling, softcap, tokens, p, blocks, groups,
     q_t, q_n, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
@@ -264,8 +261,8 @@ def _prefix_backward(
     part, split = tl.program_id(0), tl.program_id(2)
     adapter, group = tl.program_id(1) // groups, tl.program_id(1) % groups
     keys = part * BN + tl.arange(0, BN)
-    k = _tile(PK + adapter * pk_a + group * pk_g, keys, pk_p, p, D, BD)
-    v = _tile(PV + adapter * pv_a + group * pv_g, keys, pv_p, p, D, BD)
+    k = tile(PK + adapter * pk_a + group * pk_g, keys, pk_p, p, D, BD)
+    v = tile(PV + adapter * pv_a + group * pv_g, keys, pv_p, p, D, BD)
     d_k = tl.zeros([BN, BD], tl.float32)
     d_v = tl.zeros([BN, BD], tl.float32)
     for work in range(split, blocks * RATIO, SPLITS):
@@ -277,8 +274,8 @@ def _prefix_backward(
         end = tl.where(own, end, start)  # rows of another prefix are nobody's here
         rows = start + tl.arange(0, BM)
         inside = rows < end
-        q = _tile(Q + head * q_n, rows, q_t, end, D, BD)
-        d_out = _tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
+        q = tile(Q + head * q_n, rows, q_t, end, D, BD)
+        d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
         lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
         delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
         seen = (keys[None, :] < p) & inside[:, None]
@@ -288,11 +285,11 @@ def _prefix_backward(
         d_v = tl.dot(tl.trans(weights).to(q.dtype), d_out, d_v, input_precision=PRECISION)
         d_k = tl.dot(tl.trans(d_logits).to(q.dtype), q, d_k, input_precision=PRECISION)
     to = ((split * tl.num_programs(1)) + tl.program_id(1)) * p * D
-    _store(D_K + to, keys, D, p, d_k * scaling, D, BD)
-    _store(D_V + to, keys, D, p, d_v, D, BD)
+    store(D_K + to, keys, D, p, d_k * scaling, D, BD)
+    store(D_V + to, keys, D, p, d_v, D, BD)
 
 
-def _sizes(query: Tensor, window: int, softcap: float, *, causal: bool) -> dict[str, Any]:
+def sizes_of(query: Tensor, softcap: float) -> dict[str, Any]:
     """What the kernels are compiled for."""
     width = triton.next_power_of_2(max(16, query.shape[-1]))
     wide = width * query.element_size() > 256  # bytes of a row of a tile
@@ -307,191 +304,14 @@ def _sizes(query: Tensor, window: int, softcap: float, *, causal: bool) -> dict[
     }
 
 
-def _strides(*tensors: Tensor) -> list[int]:
+def strides_of(*tensors: Tensor) -> list[int]:
     """The strides of all dimensions but the last, which must be 1."""
     return [stride for tensor in tensors for stride in tensor.stride()[:-1]]
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _keys_at_once(width: int, size: int) -> int:
+def keys_at_once(width: int, size: int) -> int:
     return BLOCK if width * size <= 256 else BLOCK // 2
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """[t, n, d] attended values, and [n, t] of float32: log2 of each query's sum of exponentials.
-
-    ``query`` [t, n, d]; ``key``, ``value`` [t, g, d]; the prefixes [a, g, p, d]; ``blocks`` as
-    `block_table` makes it. ``window`` and ``softcap``: 0 for none.
-    """
-    query, key, value, prefix_key, prefix_value = map(
-        _dense, (query, key, value, prefix_key, prefix_value)
-    )
-    (tokens, heads, width), groups = query.shape, key.shape[1]
-    out = query.new_empty(tokens, heads, width)
-    lse = query.new_empty(heads, tokens, dtype=torch.float32)
-    sizes = _sizes(query, window, softcap, causal=causal)
-    _forward[(blocks.shape[0], heads)](
-        query, key, value, prefix_key, prefix_value, out, lse, blocks,
-        scaling, softcap, window, tokens, prefix_key.shape[2],
-        *_strides(query, key, value, prefix_key, prefix_value),
-        HEADS=heads, RATIO=heads // groups, BN=_keys_at_once(sizes["BD"], query.element_size()),
-        CAUSAL=causal, WINDOWED=window != 0, **sizes,
-    )  # fmt: skip
-    return out, lse
-
-
-def _attend_shapes(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    tokens, heads, width = query.shape
-    return query.new_empty(tokens, heads, width), query.new_empty(
-        heads, tokens, dtype=torch.float32
-    )
-
-
-def _attend_backward(
-    d_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
-    below: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `packed_attention`'s first five arguments.
-
-    ``below``: whether those of query, key and value are wanted; else they are empty.
-    """
-    query, key, value, prefix_key, prefix_value = map(
-        _dense, (query, key, value, prefix_key, prefix_value)
-    )
-    d_out = d_out.contiguous()
-    (tokens, heads, width), groups = query.shape, key.shape[1]
-    adapters, _, p, _ = prefix_key.shape
-    ratio, count = heads // groups, blocks.shape[0]
-    sizes = _sizes(query, window, softcap, causal=causal)
-    at_once = _keys_at_once(sizes["BD"], query.element_size())
-    delta = torch.empty_like(lse)
-    d_query = query.new_empty(tokens, heads, width)
-    _queries_backward[(count, heads)](
-        query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, blocks,
-        scaling, softcap, window, tokens, p,
-        *_strides(query, key, value, prefix_key, prefix_value),
-        HEADS=heads, RATIO=ratio, BN=at_once, CAUSAL=causal, WINDOWED=window != 0, **sizes,
-    )  # fmt: skip
-    d_key, d_value = query.new_empty(0), query.new_empty(0)
-    if below:
-        chunks = 1
-        while ratio % (2 * chunks) == 0 and count * groups * chunks < _PROGRAMS:
-            chunks *= 2
-        shape = (chunks, tokens, groups, width)
-        dtype = query.dtype if chunks == 1 else torch.float32
-        d_key, d_value = (query.new_empty(shape, dtype=dtype) for _ in range(2))
-        _keys_backward[(count, groups, chunks)](
-            query, key, value, d_out, lse, delta, d_key, d_value, blocks,
-            scaling, softcap, window, tokens, *_strides(query, key, value),
-            HEADS=heads, RATIO=ratio, AT_ONCE=ratio // chunks, CAUSAL=causal,
-            WINDOWED=window != 0, **{**sizes, "BM": at_once, "BN": BLOCK},
-        )  # fmt: skip
-        d_key, d_value = (_summed(t, query.dtype) for t in (d_key, d_value))
-    splits = max(1, min(_SPLITS, count * ratio))
-    parts = (splits, adapters, groups, p, width)
-    d_prefix = [query.new_empty(parts, dtype=torch.float32) for _ in range(2)]
-    if p:
-        _prefix_backward[(triton.cdiv(p, BLOCK), adapters * groups, splits)](
-            query, prefix_key, prefix_value, d_out, lse, delta, *d_prefix, blocks,
-            scaling, softcap, tokens, p, count, groups,
-            *_strides(query, prefix_key, prefix_value),
-            HEADS=heads, RATIO=ratio, SPLITS=splits, **{**sizes, "BN": BLOCK},
-        )  # fmt: skip
-    d_prefix_key, d_prefix_value = (_summed(t, prefix_key.dtype) for t in d_prefix)
-    return d_query, d_key, d_value, d_prefix_key, d_prefix_value
-
-
-def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    return parts[0] if parts.shape[0] == 1 and parts.dtype == dtype else parts.sum(0).to(dtype)
-
-
-def _attend_backward_shapes(
-    d_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    *others: Any,
-) -> tuple[Tensor, ...]:
-    below = others[-1]
-    return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape if below else 0),
-        value.new_empty(value.shape if below else 0),
-        prefix_key.new_empty(prefix_key.shape),
-        prefix_value.new_empty(prefix_value.shape),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, prefix_key, prefix_value, blocks, *form = inputs
-    out, lse = output
-    ctx.save_for_backward(query, key, value, prefix_key, prefix_value, out, lse, blocks)
-    ctx.form = form
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]:
-    *tensors, blocks = ctx.saved_tensors
-    below = any(ctx.needs_input_grad[:3])
-    gradients = torch.ops.ptkit.packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
-    wanted = [
-        gradient if wanted else None
-        for gradient, wanted in zip(gradients, ctx.needs_input_grad[:5], strict=True)
-    ]
-    return (*wanted, *[None] * 5)
-
-
-def _register(name: str, schema: str, function: Any, shapes: Any) -> Any:
-    """An operator of torch's, which torch.compile takes as it is; `custom_op` costs more a call."""
-    _LIBRARY.define(f"{name}{schema}")
-    for device in ("CPU", "CUDA"):  # on a CPU in Triton's interpreter
-        _LIBRARY.impl(name, function, device)
-    torch.library.register_fake(f"ptkit::{name}", shapes, lib=_LIBRARY)
-    return getattr(torch.ops.ptkit, name)
-
-
-_LIBRARY = torch.library.Library("ptkit", "FRAGMENT")
-_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
-packed_attention = _register(
-    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
-)
-_register(
-    "packed_attention_backward",
-    f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {_FORM}, bool below)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _attend_backward,
-    _attend_backward_shapes,
-)
-torch.library.register_autograd(
-    "ptkit::packed_attention", _backward, setup_context=_keep, lib=_LIBRARY
-)

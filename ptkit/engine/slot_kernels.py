@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ptkit.engine.attention import KeyValue, Scores
 from ptkit.engine.kernels import (
-    _dense,
-    _keys_at_once,
-    _logits,
-    _online,
-    _sizes,
-    _store,
-    _strides,
-    _tile,
+    dense,
+    keys_at_once,
+    logits_of,
+    online,
+    sizes_of,
+    store,
+    strides_of,
+    tile,
 )
 
 
@@ -36,7 +36,7 @@ def _slots_forward(
     end = tl.load(POSITIONS + row).to(tl.int32) + 1
     prefix = tl.load(PREFIXES + row)
     heads = tl.arange(0, BM)
-    q = _tile(Q + row * q_b + group * RATIO * q_n, heads, q_n, RATIO, D, BD)
+    q = tile(Q + row * q_b + group * RATIO * q_n, heads, q_n, RATIO, D, BD)
     most = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
@@ -44,24 +44,24 @@ def _slots_forward(
         pk, pv = PK + prefix * pk_a + group * pk_g, PV + prefix * pv_a + group * pv_g
         for at in range(0, p, BN):
             keys = at + tl.arange(0, BN)
-            k = _tile(pk, keys, pk_p, p, D, BD)
-            v = _tile(pv, keys, pv_p, p, D, BD)
-            logits = _logits(q, k, scaling, softcap, CAPPED, PRECISION)
+            k = tile(pk, keys, pk_p, p, D, BD)
+            v = tile(pv, keys, pv_p, p, D, BD)
+            logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
             seen = (keys[None, :] < p) & (heads[:, None] < BM)
-            most, total, out = _online(most, total, out, logits, seen, v, PRECISION)
+            most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     first = 0
     if WINDOWED:
         first = tl.maximum(0, end - window)
     own_k, own_v = K + row * k_b + group * k_g, V + row * v_b + group * v_g
     for at in range(first, end, BN):
         keys = at + tl.arange(0, BN)
-        k = _tile(own_k, keys, k_s, end, D, BD)
-        v = _tile(own_v, keys, v_s, end, D, BD)
-        logits = _logits(q, k, scaling, softcap, CAPPED, PRECISION)
+        k = tile(own_k, keys, k_s, end, D, BD)
+        v = tile(own_v, keys, v_s, end, D, BD)
+        logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
         seen = (keys[None, :] < end) & (heads[:, None] < BM)
-        most, total, out = _online(most, total, out, logits, seen, v, PRECISION)
+        most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     out = out / total[:, None]
-    _store(OUT + row * o_b + group * RATIO * o_n, heads, o_n, RATIO, out, D, BD)
+    store(OUT + row * o_b + group * RATIO * o_n, heads, o_n, RATIO, out, D, BD)
 
 
 def slot_attention(
@@ -82,19 +82,19 @@ def slot_attention(
         none = keys.new_empty(1, keys.shape[1], 0, keys.shape[3])
         prefix = none, none
         prefix_index = prefix_index.clamp_max(-1)
-    query, keys, values = map(_dense, (query, keys, values))
-    prefix_key, prefix_value = map(_dense, prefix)
+    query, keys, values = map(dense, (query, keys, values))
+    prefix_key, prefix_value = map(dense, prefix)
     rows, heads, _ = query.shape
     groups = keys.shape[1]
     out = query.new_empty(query.shape)
     window, softcap = scores.window or 0, scores.softcap or 0.0
-    sizes = _sizes(query, window, softcap, causal=True)
+    sizes = sizes_of(query, softcap)
     sizes["BM"] = triton.next_power_of_2(max(16, heads // groups))  # what a tensor core takes
     _slots_forward[(rows, groups)](
         query, keys, values, prefix_key, prefix_value, out, positions, prefix_index,
         scores.scaling, softcap, window, prefix_key.shape[2],
-        *_strides(query, keys, values, prefix_key, prefix_value, out),
-        RATIO=heads // groups, BN=_keys_at_once(sizes["BD"], query.element_size()),
+        *strides_of(query, keys, values, prefix_key, prefix_value, out),
+        RATIO=heads // groups, BN=keys_at_once(sizes["BD"], query.element_size()),
         WINDOWED=window != 0, **sizes,
     )  # fmt: skip
     return out

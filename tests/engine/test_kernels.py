@@ -23,7 +23,7 @@ from ptkit.testing import TinyBackbone
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytest.importorskip("triton")
-kernels = pytest.importorskip("ptkit.engine.kernels")
+packed = pytest.importorskip("ptkit.engine.packed_attention")
 
 CASES = {
     "causal": ([5, 70, 1], [0, 0, 0], 4, 2, 16, 10, Scores(0.25), True),
@@ -82,14 +82,14 @@ def test_nothing_below_the_first_prefix_gets_a_gradient() -> None:
     prefix = torch.randn(2, 1, 2, 3, 16, device=DEVICE).requires_grad_()
     blocks = block_table([6], [0]).to(DEVICE)
     calls = []
-    keys = kernels._keys_backward
+    keys = packed.keys_backward
 
     class Watched:
         def __getitem__(self, grid: Any) -> Any:
             calls.append(grid)
             return keys[grid]
 
-    kernels._keys_backward = Watched()
+    packed.keys_backward = Watched()
     try:
         for wanted in (query, prefix):
             pair = (prefix[0], prefix[1])
@@ -101,7 +101,7 @@ def test_nothing_below_the_first_prefix_gets_a_gradient() -> None:
             assert bool(wanted.grad.count_nonzero())
             calls.append("next")
     finally:
-        kernels._keys_backward = keys
+        packed.keys_backward = keys
     assert [call == "next" for call in calls] == [False, True, True]
 
 

@@ -1,0 +1,201 @@
+"""Attention of packed rows over a shared prefix as operators of torch's, with their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ptkit.engine.attention import BLOCK
+from ptkit.engine.kernels import (
+    dense,
+    forward,
+    keys_at_once,
+    keys_backward,
+    prefix_backward,
+    queries_backward,
+    sizes_of,
+    strides_of,
+)
+
+PROGRAMS = 512  # that keep a GPU busy; work on fewer blocks is split over heads
+SPLITS = 64  # of the queries, when the gradients of the prefix are summed
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    blocks: Tensor,
+    scaling: float,
+    window: int,
+    softcap: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """[t, n, d] attended values, and [n, t] of float32: log2 of each query's sum of exponentials.
+
+    ``query`` [t, n, d]; ``key``, ``value`` [t, g, d]; the prefixes [a, g, p, d]; ``blocks`` as
+    `block_table` makes it. ``window`` and ``softcap``: 0 for none.
+    """
+    query, key, value, prefix_key, prefix_value = map(
+        dense, (query, key, value, prefix_key, prefix_value)
+    )
+    (tokens, heads, width), groups = query.shape, key.shape[1]
+    out = query.new_empty(tokens, heads, width)
+    lse = query.new_empty(heads, tokens, dtype=torch.float32)
+    sizes = sizes_of(query, softcap)
+    forward[(blocks.shape[0], heads)](
+        query, key, value, prefix_key, prefix_value, out, lse, blocks,
+        scaling, softcap, window, tokens, prefix_key.shape[2],
+        *strides_of(query, key, value, prefix_key, prefix_value),
+        HEADS=heads, RATIO=heads // groups, BN=keys_at_once(sizes["BD"], query.element_size()),
+        CAUSAL=causal, WINDOWED=window != 0, **sizes,
+    )  # fmt: skip
+    return out, lse
+
+
+def _attend_shapes(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    tokens, heads, width = query.shape
+    return query.new_empty(tokens, heads, width), query.new_empty(
+        heads, tokens, dtype=torch.float32
+    )
+
+
+def _attend_backward(
+    d_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    blocks: Tensor,
+    scaling: float,
+    window: int,
+    softcap: float,
+    causal: bool,
+    below: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `packed_attention`'s first five arguments.
+
+    ``below``: whether those of query, key and value are wanted; else they are empty.
+    """
+    query, key, value, prefix_key, prefix_value = map(
+        dense, (query, key, value, prefix_key, prefix_value)
+    )
+    d_out = d_out.contiguous()
+    (tokens, heads, width), groups = query.shape, key.shape[1]
+    adapters, _, p, _ = prefix_key.shape
+    ratio, count = heads // groups, blocks.shape[0]
+    sizes = sizes_of(query, softcap)
+    at_once = keys_at_once(sizes["BD"], query.element_size())
+    delta = torch.empty_like(lse)
+    d_query = query.new_empty(tokens, heads, width)
+    queries_backward[(count, heads)](
+        query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, blocks,
+        scaling, softcap, window, tokens, p,
+        *strides_of(query, key, value, prefix_key, prefix_value),
+        HEADS=heads, RATIO=ratio, BN=at_once, CAUSAL=causal, WINDOWED=window != 0, **sizes,
+    )  # fmt: skip
+    d_key, d_value = query.new_empty(0), query.new_empty(0)
+    if below:
+        chunks = 1
+        while ratio % (2 * chunks) == 0 and count * groups * chunks < PROGRAMS:
+            chunks *= 2
+        shape = (chunks, tokens, groups, width)
+        dtype = query.dtype if chunks == 1 else torch.float32
+        d_key, d_value = (query.new_empty(shape, dtype=dtype) for _ in range(2))
+        keys_backward[(count, groups, chunks)](
+            query, key, value, d_out, lse, delta, d_key, d_value, blocks,
+            scaling, softcap, window, tokens, *strides_of(query, key, value),
+            HEADS=heads, RATIO=ratio, AT_ONCE=ratio // chunks, CAUSAL=causal,
+            WINDOWED=window != 0, **{**sizes, "BM": at_once, "BN": BLOCK},
+        )  # fmt: skip
+        d_key, d_value = (_summed(t, query.dtype) for t in (d_key, d_value))
+    splits = max(1, min(SPLITS, count * ratio))
+    parts = (splits, adapters, groups, p, width)
+    d_prefix = [query.new_empty(parts, dtype=torch.float32) for _ in range(2)]
+    if p:
+        prefix_backward[(triton.cdiv(p, BLOCK), adapters * groups, splits)](
+            query, prefix_key, prefix_value, d_out, lse, delta, *d_prefix, blocks,
+            scaling, softcap, tokens, p, count, groups,
+            *strides_of(query, prefix_key, prefix_value),
+            HEADS=heads, RATIO=ratio, SPLITS=splits, **{**sizes, "BN": BLOCK},
+        )  # fmt: skip
+    d_prefix_key, d_prefix_value = (_summed(t, prefix_key.dtype) for t in d_prefix)
+    return d_query, d_key, d_value, d_prefix_key, d_prefix_value
+
+
+def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    return parts[0] if parts.shape[0] == 1 and parts.dtype == dtype else parts.sum(0).to(dtype)
+
+
+def _attend_backward_shapes(
+    d_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    *others: Any,
+) -> tuple[Tensor, ...]:
+    below = others[-1]
+    return (
+        query.new_empty(query.shape),
+        key.new_empty(key.shape if below else 0),
+        value.new_empty(value.shape if below else 0),
+        prefix_key.new_empty(prefix_key.shape),
+        prefix_value.new_empty(prefix_value.shape),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, prefix_key, prefix_value, blocks, *form = inputs
+    out, lse = output
+    ctx.save_for_backward(query, key, value, prefix_key, prefix_value, out, lse, blocks)
+    ctx.form = form
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]:
+    *tensors, blocks = ctx.saved_tensors
+    below = any(ctx.needs_input_grad[:3])
+    gradients = torch.ops.ptkit.packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
+    wanted = [
+        gradient if wanted else None
+        for gradient, wanted in zip(gradients, ctx.needs_input_grad[:5], strict=True)
+    ]
+    return (*wanted, *[None] * 5)
+
+
+def _register(name: str, schema: str, function: Any, shapes: Any) -> Any:
+    """An operator of torch's, which torch.compile takes as it is; `custom_op` costs more a call."""
+    _LIBRARY.define(f"{name}{schema}")
+    for device in ("CPU", "CUDA"):  # on a CPU in Triton's interpreter
+        _LIBRARY.impl(name, function, device)
+    torch.library.register_fake(f"ptkit::{name}", shapes, lib=_LIBRARY)
+    return getattr(torch.ops.ptkit, name)
+
+
+_LIBRARY = torch.library.Library("ptkit", "FRAGMENT")
+_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
+packed_attention = _register(
+    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
+)
+_register(
+    "packed_attention_backward",
+    f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {_FORM}, bool below)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _attend_backward,
+    _attend_backward_shapes,
+)
+torch.library.register_autograd(
+    "ptkit::packed_attention", _backward, setup_context=_keep, lib=_LIBRARY
+)
