@@ -5,7 +5,8 @@
 
 Rows have lengths like ADGEN's: prompts of 45 ± 10 tokens (15–64), answers of 75 ± 20 (20–128), 16
 rows a step, a prefix of 128. The answering cases take 1,070 rows: 96 new tokens each, or as many as
-such answers have (mixed). Every case is a process of its own, so that one that fails ends no other;
+such answers have (mixed). The case run takes all 3,000 steps, with events and two checkpoints.
+Every case is a process of its own, so that one that fails ends no other;
 it gets what is left of the budget. A line holds the case, the seconds it took, and all that
 ``ptkit bench --json`` writes, or an error.
 """
@@ -28,6 +29,7 @@ ROWS_A_STEP = 16
 PREFIX = 128
 ANSWERED = 1070  # rows, as many as ADGEN's dev.json has
 NEW_TOKENS = 96
+STEPS = 3000
 FIRST, LAST = 0x4E00, 0x9F00  # characters that are a token each
 
 
@@ -39,6 +41,8 @@ class Case:
     overrides: tuple[str, ...] = ()
     peft: int | None = None
     answers: bool = False
+    whole: bool = False
+    """The whole run, from the recipe to its folder."""
     data: str = "train.json"
 
 
@@ -66,6 +70,7 @@ CASES = {
     "int8-speed": Case(settings("int8")),
     "bf16-auto": Case(settings(memory="auto")),
     "peft-one-row": Case(settings(), peft=1),
+    "run": Case((*settings(), f"train.save_every={STEPS // 2}"), whole=True),
 }
 """In the order in which they are worth the most."""
 
@@ -129,7 +134,7 @@ def recipe(source: str, data: str) -> dict[str, Any]:
         "task": {"kind": "generation", "max_source_tokens": 64, "max_target_tokens": 128},
         "metrics": [{"kind": "bleu-char"}],
         "train": {
-            "max_steps": 3000,
+            "max_steps": STEPS,
             "batch_size": ROWS_A_STEP,
             "learning_rate": 2e-2,
         },
@@ -161,6 +166,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         data.write("mixed.json", options.rows, data.lengths())
         steps = 1 if case.answers else options.steps
         warmup = 1 if case.answers else options.warmup
+        if case.whole:
+            return measure_run(loaded, folder / "run", options.device)
         if case.peft is None:
             result = bench(
                 loaded,
@@ -172,6 +179,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             return result.as_dict()
         one = Bench(loaded, device=options.device, steps=steps, warmup=warmup)
         return measure_peft(one, case)
+
+
+def measure_run(loaded: Any, folder: Path, device: str) -> dict[str, Any]:
+    """All steps of the recipe, with events and checkpoints."""
+    import statistics
+
+    import ptkit
+
+    started = time.perf_counter()
+    ptkit.run(loaded, out=folder, device=device)
+    seconds = time.perf_counter() - started
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    steps = [event for event in map(json.loads, lines) if event["event"] == "train"]
+    return {
+        "run": {
+            "seconds": seconds,
+            "steps": len(steps),
+            "seconds_of_steps": sum(step["seconds"] for step in steps),
+            "median_seconds": statistics.median(step["seconds"] for step in steps),
+            "longest_wait_seconds": max(step["wait_seconds"] for step in steps[1:]),
+            "losses": [steps[0]["loss"], steps[-1]["loss"]],
+            "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        }
+    }
 
 
 def measure_peft(one: Any, case: Case) -> dict[str, Any]:
@@ -217,6 +248,9 @@ def short(line: dict[str, Any]) -> str:
     """The figures of a case for a person to read."""
     if "error" in line:
         return f"{line['case']:20} {line['error']}"
+    if "run" in line:
+        found = line["run"]
+        return f"{line['case']:20} {found['steps']} steps in {found['seconds']:.0f} s"
     sides = [line.get("ptkit") or {}, line]
     words = []
     for part in ("steps", "answers"):
