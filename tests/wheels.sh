@@ -20,7 +20,7 @@ venv "$work/build"
 lap "wheels built ($(ls "$work/wheels" | wc -l))"
 
 venv "$work/venv"
-export PATH="$work/venv/bin:$PATH" PIP_FIND_LINKS="$work/wheels"
+export PATH="$work/venv/bin:$PATH" PIP_FIND_LINKS="${PIP_FIND_LINKS:+$PIP_FIND_LINKS }$work/wheels"
 install() { python -m pip install --quiet -c "$root/constraints.txt" "$@"; }
 mkdir "$work/empty"
 cd "$work/empty"
