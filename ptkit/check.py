@@ -226,9 +226,8 @@ def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[Micr
         for batch in micro_batches(groups, totals, settings.tokens_per_micro_batch):
             trained = sum(train.trained(row) for group in batch for row in groups[group])
             targets += trained
-            batches.append(
-                MicroBatch(tuple(length for group in batch for length in sizes[group]), trained)
-            )
+            lengths = tuple(length for group in batch for length in sizes[group])
+            batches.append(MicroBatch(lengths, trained, settings.backbone_dropout > 0))
     plan = Plan(
         steps,
         seen / store.records,

@@ -406,7 +406,9 @@ class TaskHead(Component):
     def constants(self, records: Sequence[Record], *, seed: int) -> Sequence[Any]:
         """Predictions worth giving to every row as a control; the best of them is reported.
 
-        Default: the most frequent reference of the training records.
+        One of them may be a function that gives a record's, for predictions that no two texts can
+        share, such as a tag a word; ``str()`` of it is shown. Default: the most frequent reference
+        of the training records.
         """
         references = [r for record in records if (r := self.reference(record)) is not None]
         if not references:

@@ -10,7 +10,8 @@ layer with frozen weights:
 - queries and attended values: 2·e·t·n·d, keys and values: 2·e·t·g·d, and a number a query and
   head: 4·t·n. On a CPU the prefix is copied to the keys and values of every row, 2·e·b·p·g·d more,
   and a decoder's masks are kept once for all layers; on a GPU all rows read one prefix, unmasked;
-- the MLP: 3·e·t·f if it is gated (gate, up, activated gate), e·t·f if not.
+- the MLP: 3·e·t·f if it is gated (gate, up, activated gate), e·t·f if not;
+- for train.backbone_dropout what attention and MLP dropped: 2·t·h.
 
 Inputs of frozen linears are not kept. Below a decoder's first attention nothing is, so that its
 first norm is free, and the norm behind the last layer takes its place. A layer whose activations
@@ -53,11 +54,13 @@ GROUPS = {"int4-g64": 64, "int4-g128": 128}  # columns that share a scale; else 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows that go through the model at once: the tokens of each, and how many of all train
-    through the LM head (0 if the head has a module of its own)."""
+    """The rows that go through the model at once: the tokens of each, how many of all train
+    through the LM head (0 if the head has a module of its own), and whether layers drop some of
+    their numbers."""
 
     lengths: tuple[int, ...]
     targets: int = 0
+    dropout: bool = False
 
     @property
     def tokens(self) -> int:
@@ -115,7 +118,8 @@ def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, d
     f, gated = mlp_shape(geometry)
     # a decoder's norms work in float32; compiled, as on a GPU, they keep their inputs as they are
     norms = 2 * (4 if shape.causal and device == "cpu" else size) * t * shape.hidden_size
-    return norms + attention + (3 if gated else 1) * size * t * f
+    dropped = 2 * t * shape.hidden_size if batch.dropout else 0
+    return norms + dropped + attention + (3 if gated else 1) * size * t * f
 
 
 def mask_bytes(batch: MicroBatch, prefix: int, size: int) -> int:

@@ -144,6 +144,9 @@ class TrainSettings(Settings):
     """AdamW's averages of gradients and of their squares."""
     clip_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
+    backbone_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share that the frozen model's own dropout layers drop in training, in place of the share in
+    its configuration; attention weights are never dropped."""
     loss_average: Literal["token", "row"] = "token"
     """What counts the same in a step: every token, or every row as in the published code."""
     shard_base: bool = False

@@ -24,6 +24,7 @@ from ptkit.memory import (
     saved_bytes,
     weight_bytes,
 )
+from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE, EncodedRow, Geometry, Row
 from ptkit.testing import TinyBackbone, tiny_model
 
@@ -98,6 +99,36 @@ def test_what_autograd_keeps(*, causal: bool, dtype: str, recomputed: int) -> No
         masks = sum(s * (s + PREFIX) for s in LENGTHS) * (4 if dtype == "float32" else 2)
         expected -= masks if causal else 0
     assert real == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("recomputed", [0, 1, 3])  # of four layers
+def test_what_autograd_keeps_of_dropout(recomputed: int) -> None:
+    """A byte a number that a layer's attention and MLP may drop."""
+    lengths = (9, 30, 4)
+    sizes = []
+    for share in (0.0, 0.5):
+        model = tiny_model(backbone(causal=False))
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        settings = TrainSettings(max_steps=1, backbone_dropout=share)
+        with (
+            prefixed(model, "float32", recomputed),
+            model.dropping(settings, 0),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            model.states(rows(lengths))
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    plain, dropped = (
+        saved_bytes(model.geometry, MicroBatch(lengths, 0, flag), PREFIX, 4, recomputed=recomputed)
+        for flag in (False, True)
+    )
+    hidden = model.geometry.hidden_size
+    assert dropped - plain == (4 - recomputed) * 2 * sum(lengths) * hidden
+    assert sizes[1] - sizes[0] == pytest.approx(dropped - plain, rel=0.05)
 
 
 class Alive(TorchDispatchMode):

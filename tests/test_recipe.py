@@ -775,6 +775,10 @@ def test_prefix(folder: Path, text: str, expected: str) -> None:
         ("max_steps = 3\nbetas = [0.9, 1]", "train.betas.1: must be less than 1, got 1"),
         ("max_steps = 3\nclip_norm = -1", "train.clip_norm: must be at least 0, got -1"),
         (
+            "max_steps = 3\nbackbone_dropout = 1",
+            "train.backbone_dropout: must be less than 1, got 1",
+        ),
+        (
             "max_steps = 3\nseed = 4294967296",
             "train.seed: must be less than 4294967296, got 4294967296",
         ),

@@ -316,7 +316,11 @@ def best_constant(
         constants = head.constants(train, seed=seed)
         check_type(head, "constants()", constants, Sequence, "a list of predictions")
     for constant in constants:
-        pairs = pairs_of(head, part, [constant] * part.count)
+        answers = [constant] * part.count
+        if callable(constant):
+            with blamed(head, "constants()"):
+                answers = [constant(record) for record in part.records or ()]
+        pairs = pairs_of(head, part, answers)
         scores = score_rows(metrics, pairs, failures)
         if scores.total and (best is None or _first(scores) > _first(best[1])):
             best = (constant, scores)

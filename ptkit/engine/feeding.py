@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ptkit.batching import micro_batches
+from ptkit.engine.rowdropout import identities
 from ptkit.records import EncodedRow
 from ptkit.rowstore import RowStore
 
@@ -57,14 +58,21 @@ class Rows(list[EncodedRow]):
             return None
         return self._flat(row.row.token_types or (0,) * len(row.tokens) for row in self)
 
+    @cached_property
+    def identities(self) -> Tensor:
+        """[t]: as `ptkit.engine.rowdropout.identities` makes them, on the host."""
+        return identities(self, self.lengths, self.positions)
+
     def _flat(self, parts: Iterable[Iterable[int]]) -> Tensor:
         values = np.fromiter(chain.from_iterable(parts), np.int64, sum(self.lengths))
         tensor = torch.from_numpy(values)
         return tensor.pin_memory() if self._pinned else tensor
 
-    def prepare(self) -> None:
-        """Make all of it now."""
+    def prepare(self, *, identities: bool = False) -> None:
+        """Make all of it now; ``identities`` only if they are needed."""
         _ = self.ids, self.positions, self.token_types
+        if identities:
+            _ = self.identities
 
 
 class Batch(NamedTuple):

@@ -82,4 +82,5 @@ def _micro_batches(training: Training, tokens: int) -> Iterator[MicroBatch]:
             rows = [row for group in batch for row in groups[group]]
             labels = [store.labels(row) for row in rows] if through_lm_head else []
             targets = sum(len(each) - each.count(IGNORE) for each in labels)
-            yield MicroBatch(tuple(store.length(row) for row in rows), targets)
+            lengths = tuple(store.length(row) for row in rows)
+            yield MicroBatch(lengths, targets, training.settings.backbone_dropout > 0)

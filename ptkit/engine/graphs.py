@@ -32,6 +32,8 @@ class Pack(NamedTuple):
     """As `ptkit.engine.attention.block_table` makes it."""
     token_types: Tensor | None = None
     """[t]"""
+    keys: Tensor | None = None
+    """[t], where the model drops something: as `ptkit.engine.rowdropout.step_keys` makes them."""
 
     def to(self, device: torch.device) -> Pack:
         return Pack(*[None if t is None else to_device(t, device) for t in self])  # type: ignore[arg-type]
@@ -60,6 +62,7 @@ def padded(pack: Pack) -> Pack:
         longer(pack.positions),
         torch.cat((pack.blocks, blocks)),
         None if pack.token_types is None else longer(pack.token_types),
+        None if pack.keys is None else longer(pack.keys),
     )
 
 

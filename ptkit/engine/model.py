@@ -26,10 +26,12 @@ from ptkit.engine.attention import (
 from ptkit.engine.feeding import Rows
 from ptkit.engine.graphs import Graphs, Pack
 from ptkit.engine.repeated import RepeatedLayers
+from ptkit.engine.rowdropout import RowDropouts, step_keys
 from ptkit.engine.states import States
 from ptkit.engine.transfer import to_device
 from ptkit.errors import PtkitError
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
+from ptkit.sections import TrainSettings
 
 BATCH_TOKENS = 16384  # rows x (tokens + new tokens) that are predicted together
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,6 +91,8 @@ class Model:
             module.eval().requires_grad_(False)
         self._repeated = RepeatedLayers(self.body)
         self._graphs: Graphs | None = None
+        self._dropouts: RowDropouts | None = None
+        self._dropping: tuple[float, int, int] | None = None  # share, seed and step
         self.set_prefix(None)
 
     def frozen_modules(self) -> Iterator[torch.nn.Module]:
@@ -161,6 +165,51 @@ class Model:
             )
         return [(key.float(), value.float()) for key, value in layout.seen]
 
+    # ---------------------------------------------------------------------------------- dropout
+
+    def make_dropouts(self, share: float) -> RowDropouts | None:
+        """The body's own dropouts, ready to drop ``share``; None if that is 0.
+
+        Raises `PtkitError` for a model that has none.
+        """
+        if share == 0:
+            return None
+        if self._dropouts is None:
+            self._dropouts = RowDropouts(self.body, self._repeated.layers, self.device)
+        if not self._dropouts.modules:
+            raise PtkitError(
+                f"train.backbone_dropout = {share:g}: {type(self.body).__name__} has no dropout "
+                "between its layers; remove the setting, or use prefix.dropout"
+            )
+        return self._dropouts
+
+    @contextmanager
+    def dropping(self, settings: TrainSettings, step: int) -> Iterator[None]:
+        """Drop train.backbone_dropout of what goes through the body's dropouts inside a with block;
+        a backward pass belongs inside it too, and before the next forward pass."""
+        share = settings.backbone_dropout
+        made = self.make_dropouts(share)
+        if made is None:
+            yield
+            return
+        self._dropping = share, settings.seed, step
+        try:
+            yield
+        finally:
+            self._dropping = None
+            made.set_keys(None)
+
+    def _keys(self, rows: Rows) -> Tensor | None:
+        if self._dropping is None:
+            return None
+        _, seed, step = self._dropping
+        return step_keys(rows.identities, seed, step)
+
+    def _drop_by(self, keys: Tensor | None) -> None:
+        """``keys``: [b, s], on the device."""
+        if keys is not None and self._dropouts is not None and self._dropping is not None:
+            self._dropouts.set_keys(keys, self._dropping[0])
+
     # ---------------------------------------------------------------------------------- forward
 
     def recompute_layers(self, count: int) -> None:
@@ -199,7 +248,8 @@ class Model:
 
     def _packed(self, rows: Rows, chosen: Sequence[int]) -> Tensor:
         blocks = block_table(rows.lengths, chosen) if has_kernels(self.device) else None
-        pack = Pack(rows.ids, rows.positions + self.first_position, blocks, rows.token_types)
+        positions = rows.positions + self.first_position
+        pack = Pack(rows.ids, positions, blocks, rows.token_types, self._keys(rows))
         graphs, prefix = self._graphs, self._stacked
         if graphs is not None and prefix is not None and prefix.requires_grad:
             alone = not graphs.busy and all(index == 0 for index in chosen)
@@ -217,6 +267,7 @@ class Model:
 
     def _pass(self, pack: Pack, layout: PackedRows) -> Tensor:
         types = None if pack.token_types is None else pack.token_types[None]
+        self._drop_by(None if pack.keys is None else pack.keys[None])
         return self._forward(pack.ids[None], pack.positions[None], layout, types)[0]
 
     def _padded(self, rows: Rows, chosen: Sequence[int]) -> Tensor:
@@ -229,6 +280,8 @@ class Model:
 
         positions = torch.arange(longest).expand(len(rows), -1) + self.first_position
         types = None if rows.token_types is None else lines(rows.token_types, 0)
+        keys = self._keys(rows)
+        self._drop_by(None if keys is None else lines(keys, 0))
         layout = PaddedRows(real, chosen, causal=self.geometry.causal)
         hidden = self._forward(
             lines(rows.ids, self.pad_id), to_device(positions, self.device), layout, types

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ptkit.engine.rowdropout import enter
+
 Forward = Callable[..., Any]
 
 
@@ -22,13 +24,18 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outermost(child)
 
 
-def _run(layer: nn.Module, args: Any, kwargs: dict[str, Any], *, recompute: bool) -> Any:
+def _pass(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    enter(layer)
     forward: Forward = type(layer).forward
+    return forward(layer, *args, **kwargs)
+
+
+def _run(layer: nn.Module, args: Any, kwargs: dict[str, Any], *, recompute: bool) -> Any:
     if recompute:
         return checkpoint(
-            forward, layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            _pass, layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
-    return forward(layer, *args, **kwargs)
+    return _pass(layer, *args, **kwargs)
 
 
 class RepeatedLayers:
@@ -40,7 +47,7 @@ class RepeatedLayers:
     """
 
     def __init__(self, body: nn.Module) -> None:
-        self.layers = [m for m in body.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self.layers = list(_outermost(body))
         self.recomputed = 0
         self._run: Forward = _run
         for index, layer in enumerate(self.layers):

@@ -216,6 +216,7 @@ class _Run(Watcher):
             lock_step = shard(self.model, self.processes, self.device)
             self.processes = replace(self.processes, lock_step=lock_step)
         probe(self.model)
+        self.model.make_dropouts(self.settings.backbone_dropout)
         frozen = backbone.geometry.parameters
         dtype = str(self.model.dtype).removeprefix("torch.")
         self.reporter.stage(

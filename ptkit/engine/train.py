@@ -145,7 +145,7 @@ def step_gradients(
     if module is not None:
         module.train()
     try:
-        with model.using(leaf), processes.in_step(gradients=True):
+        with model.using(leaf), model.dropping(settings, step), processes.in_step(gradients=True):
             totals = total_loss(model, head, module, store, micro_batches, settings, backward)
     finally:
         if module is not None:
@@ -224,7 +224,7 @@ class Training:
         pinned = model.device.type == "cuda"
         made = list(split(self.store, groups, tokens, model.layout, pinned=pinned))
         for batch in made:
-            batch.rows.prepare()
+            batch.rows.prepare(identities=self.settings.backbone_dropout > 0)
         return StepData(step, groups, tokens, made)
 
     def gradients(self, data: StepData, tokens: int) -> Totals:

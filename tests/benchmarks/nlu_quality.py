@@ -266,6 +266,7 @@ class Bench:
             learning_rate=options.prefix_rate,
             head_learning_rate=options.head_rate,
             tokens_per_micro_batch=options.tokens,
+            backbone_dropout=options.backbone_dropout,
             seed=self.job.seed,
         )
 
@@ -569,6 +570,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384, help="of a micro-batch")
     parser.add_argument("--prefix-rate", type=float, default=3e-2)
     parser.add_argument("--head-rate", type=float, default=1e-3)
+    parser.add_argument("--backbone-dropout", type=float, default=0.1, help="in ptkit's base")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--summary", action="store_true")

@@ -115,3 +115,31 @@ def test_the_best_constant_of_an_error_is_the_smallest() -> None:
     best = best_constant(Head(), [Far(Far.Settings())], records, part, seed=0)  # type: ignore[arg-type]
     assert best is not None
     assert best[0] == "b"  # "same" is 100 for "a", which is the worse error
+
+
+def test_a_constant_may_depend_on_the_record() -> None:
+    """One tag for every word, of which each text has another number."""
+
+    class Head:
+        name, owner = "lines", ""
+
+        def constants(self, records: Sequence[Record], *, seed: int) -> list[object]:
+            return [lambda record: "a" * record.origin.line]
+
+        def reference(self, record: Record) -> str:
+            return "aa"
+
+    records = [Record(origin=Origin("a", line)) for line in (1, 2)]
+    part = Part.of("validation", SourcePath("a", __import__("pathlib").Path("a")), records)
+    for record in records:
+        part.origins.append(record.origin)
+    best = best_constant(Head(), [Same(Same.Settings())], records, part, seed=0)  # type: ignore[arg-type]
+    assert best is not None
+    assert best[1].rows == [{"same": 0.0}, {"same": 100.0}]
+
+    class Broken(Head):
+        def constants(self, records: Sequence[Record], *, seed: int) -> list[object]:
+            return [lambda record: 1 / 0]
+
+    with pytest.raises(PluginError, match=r"constants\(\) raised ZeroDivisionError"):
+        best_constant(Broken(), [Same(Same.Settings())], records, part, seed=0)  # type: ignore[arg-type]

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+import ptkit
+
 OUTSIDE = "O"
+
+
+@dataclass(frozen=True, slots=True)
+class EveryWord:
+    """The constant prediction of a tag: as many as a record has words."""
+
+    tag: str
+
+    def __call__(self, record: ptkit.Record) -> tuple[str, ...]:
+        assert isinstance(record, ptkit.TaggedRecord)
+        return (self.tag,) * len(record.words)
+
+    def __str__(self) -> str:
+        return f"{self.tag} for every word"
 
 
 def is_bio(tag: str) -> bool:

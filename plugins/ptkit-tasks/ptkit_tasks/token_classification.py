@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 import ptkit
 from ptkit_tasks.linear import linear
-from ptkit_tasks.tags import OUTSIDE, best_bio, fill_tags, is_bio
+from ptkit_tasks.tags import OUTSIDE, EveryWord, best_bio, fill_tags, is_bio
 from ptkit_tasks.windows import word_windows
 from ptkit_tasks.words import Word, encode_words
 
@@ -282,9 +283,10 @@ class Tagging(WordHead):
         assert isinstance(record, ptkit.TaggedRecord)
         return record.tags
 
-    def constants(self, records: Sequence[ptkit.Record], *, seed: int) -> Sequence[tuple[str, ...]]:
-        """None: no sequence of tags fits texts of every length."""
-        return []
+    def constants(self, records: Sequence[ptkit.Record], *, seed: int) -> Sequence[EveryWord]:
+        """The most frequent tag of the training records' words, for every word."""
+        tags = Counter(tag for record in records for tag in self.reference(record) or ())
+        return [EveryWord(tag) for tag, _ in tags.most_common(1)]
 
 
 class TokenClassification(WordHead):

@@ -262,7 +262,16 @@ def test_tags_come_back_as_they_are() -> None:
 def test_the_constant_control_predicts_no_entity() -> None:
     given_ = [record("we saw", ["O", "B-x"])]
     assert entity_head().constants(given_, seed=0) == [[]]
-    assert Tagging(Tagging.Settings(), BIO).constants(given_, seed=0) == []
+
+
+def test_the_constant_tag_is_the_most_frequent_one() -> None:
+    """NN thrice and VB twice, though no whole row of tags comes twice."""
+    head = Tagging(Tagging.Settings(), ("NN", "VB"))
+    given_ = [record("we saw", ["NN", "VB"]), record("we saw us", ["NN", "VB", "NN"])]
+    (constant,) = head.constants([*given_, record("we", None)], seed=0)
+    assert [constant(row) for row in given_] == [("NN", "NN"), ("NN", "NN", "NN")]
+    assert str(constant) == "NN for every word"
+    assert head.constants([record("we", None)], seed=0) == []
 
 
 def well_formed(tags: Sequence[str]) -> bool:

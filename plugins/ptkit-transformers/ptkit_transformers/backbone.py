@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import ptkit
+from ptkit_transformers.chat import ChatTemplate, find_template
+from ptkit_transformers.chat_tokenizer import ChatTokenizer
 from ptkit_transformers.config import ModelConfig, read_config, read_json
 from ptkit_transformers.families import FAMILIES
 from ptkit_transformers.gguf import gguf_tensors
-from ptkit_transformers.tokenizer import FastTokenizer
+from ptkit_transformers.tokenizer import (
+    NAMED,
+    FastTokenizer,
+    TokenizerFiles,
+    read_files,
+    token_name,
+)
 from ptkit_transformers.weights import Stored, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
@@ -75,7 +83,11 @@ class TransformersBackbone(ptkit.Backbone):
 
     @cached_property
     def tokenizer(self) -> ptkit.Tokenizer:
-        return FastTokenizer(self.config)
+        return FastTokenizer(self.config, self._tokenizer_files)
+
+    @cached_property
+    def _tokenizer_files(self) -> TokenizerFiles:
+        return read_files(self.config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,3 +184,51 @@ class CausalLM(TransformersBackbone):
 
     name = "causal-lm"
     causal = True
+
+    class Settings(TransformersBackbone.Settings):
+        prompt: Literal["auto", "plain", "chat"] = "auto"
+        """How a prompt is laid out: by the model's chat template, or as plain text, a line a turn;
+        auto: by the template if the model has one."""
+
+    settings: Settings
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
+        """The template of its prompts. Raises `ptkit.CheckpointError` for one that can't be used,
+        and for none where it must have one."""
+        if self.settings.prompt == "plain":
+            return None
+        files, gguf = self._tokenizer_files, self.config.gguf
+        found = find_template(self.config.folder, files.settings, gguf)
+        if found is not None:
+            names = (*NAMED, "unk_token")
+            named = {name: token_name(files.settings.get(name)) for name in names}
+            return ChatTemplate(*found, {k: v for k, v in named.items() if v is not None})
+        if self.settings.prompt == "chat":
+            where = gguf or self.config.folder
+            raise ptkit.CheckpointError(
+                f'{where}: has no chat template, which backbone.prompt = "chat" needs; '
+                'add chat_template.jinja, or set "plain"'
+            )
+        return None
+
+    @cached_property
+    def tokenizer(self) -> ptkit.Tokenizer:
+        files = self._tokenizer_files
+        if self._chat is None:
+            return FastTokenizer(self.config, files)
+        return ChatTokenizer(self.config, files, self._chat)
+
+    @property
+    def variant(self) -> Mapping[str, str]:
+        """The layout of prompts, and which template."""
+        if self._chat is None:
+            return {"prompt": "plain"}
+        return {"prompt": "chat", "chat_template": self._chat.fingerprint}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        if self._chat is not None:
+            return [*super().notes, f"prompt: the model's chat template ({self._chat.source.name})"]
+        why = "" if self.settings.prompt == "plain" else "; the model has no chat template"
+        return [*super().notes, f"prompt: plain text{why}"]

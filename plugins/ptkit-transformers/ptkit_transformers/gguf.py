@@ -79,7 +79,16 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ptkit.CheckpointError(
             f"{path}: its tokenizer can't be read by transformers ({reason})"
         ) from None
-    return data, {name: getattr(made, name) for name in NAMED}
+    settings = {name: getattr(made, name) for name in NAMED}
+    return data, {**settings, "chat_template": _chat_template(path)}
+
+
+def _chat_template(path: Path) -> str | None:
+    """The model's own; transformers leaves it out."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.chat_template")
+    return None if field is None else str(field.contents())
 
 
 def gguf_tensors(path: Path) -> dict[str, Stored]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ptkit
 
-SMALL = ("*.json", "*.txt", "tokenizer.model")
+SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHTS = ("*.safetensors",), ("*.bin",)  # pickles only where there is nothing else
 _NAME = re.compile(r"hub:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,11 @@ _UNREACHABLE = " \0 "
 class FastTokenizer(ptkit.Tokenizer):
     """The tokenizer of a model folder: tokenizer.json, or what it can be made from."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, files: TokenizerFiles) -> None:
         from tokenizers import Tokenizer
 
-        folder = config.folder
-        if config.gguf is None:
-            self._source, data = read_tokenizer(folder, config)
-            self._settings = _optional_json(folder / "tokenizer_config.json")
-        else:
-            self._source = config.gguf
-            data, self._settings = read_gguf_tokenizer(config.gguf)
-        self._data = data
+        self._source, self._data, self._settings = files.source, files.data, files.settings
+        data = files.data
         self._ids = _ids_of(data)
         if not self._ids:
             raise ptkit.CheckpointError(
@@ -46,7 +41,7 @@ class FastTokenizer(ptkit.Tokenizer):
             )
         self._template = read_template(data.get("post_processor"), self._source)
         self._control = self._control_ids()
-        self._stripped = _stripped(data, self._control)
+        self._stripped = stripped(data, self._control)
         try:
             self._tokenizer = Tokenizer.from_str(json.dumps(self._stripped))
         except Exception as error:  # the library raises nothing more special
@@ -71,9 +66,8 @@ class FastTokenizer(ptkit.Tokenizer):
 
     def _named(self, name: str) -> int | None:
         """The id of a token that tokenizer_config.json names, such as its ``pad_token``."""
-        value = self._settings.get(name)
-        content = value.get("content") if isinstance(value, Mapping) else value
-        return self._ids.get(content) if isinstance(content, str) else None
+        content = token_name(self._settings.get(name))
+        return None if content is None else self._ids.get(content)
 
     def _control_ids(self) -> frozenset[int]:
         added = {
@@ -90,16 +84,20 @@ class FastTokenizer(ptkit.Tokenizer):
         if not self._causal:
             closing = self._template.end or self._template.start
             return self._first(self._named("sep_token"), *closing, 0), ()
-        given = [config.raw.get("eos_token_id")]
-        given.append(_optional_json(config.folder / "generation_config.json").get("eos_token_id"))
-        ends = [i for ids in given for i in (ids if isinstance(ids, list) else [ids])]
-        known = [i for i in dict.fromkeys([self._named("eos_token"), *ends]) if type(i) is int]
-        if not known:
+        ends = self._answer_ends(config)
+        if not ends:
             raise ptkit.CheckpointError(
                 f"{config.folder}: no token ends an answer; set eos_token in tokenizer_config.json "
                 "or eos_token_id in config.json"
             )
-        return known[0], tuple(known[1:])
+        return ends[0], tuple(ends[1:])
+
+    def _answer_ends(self, config: ModelConfig) -> list[int]:
+        """What ends an answer, the one that ends those that are trained on first."""
+        given = [config.raw.get("eos_token_id")]
+        given.append(_optional_json(config.folder / "generation_config.json").get("eos_token_id"))
+        ends = [i for ids in given for i in (ids if isinstance(ids, list) else [ids])]
+        return [i for i in dict.fromkeys([self._named("eos_token"), *ends]) if type(i) is int]
 
     @staticmethod
     def _first(*ids: object) -> int:
@@ -138,7 +136,7 @@ class FastTokenizer(ptkit.Tokenizer):
         """Blanks before a word, which many vocabularies have in its piece, don't count to its
         span."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, [_without_blanks(text, *span) for span in encoding.offsets]
+        return encoding.ids, [without_blanks(text, *span) for span in encoding.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         kept = [i for i in ids if 0 <= i < self.vocab_size and i not in self._control]
@@ -155,11 +153,17 @@ class FastTokenizer(ptkit.Tokenizer):
         return self._template.join(first, second, segments=self._segments)
 
 
+def token_name(value: object) -> str | None:
+    """The name of a token of tokenizer_config.json, which is a text or an object."""
+    content = value.get("content") if isinstance(value, Mapping) else value
+    return content if isinstance(content, str) else None
+
+
 def _special(token: Mapping[str, Any]) -> bool:
     return bool(token.get("special"))
 
 
-def _without_blanks(text: str, start: int, stop: int) -> tuple[int, int]:
+def without_blanks(text: str, start: int, stop: int) -> tuple[int, int]:
     trimmed = start
     while trimmed < stop and text[trimmed].isspace():
         trimmed += 1
@@ -171,6 +175,24 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ files
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """``data``: what tokenizer.json holds, from the file ``source``; ``settings``: what
+    tokenizer_config.json holds."""
+
+    source: Path
+    data: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def read_files(config: ModelConfig) -> TokenizerFiles:
+    """The files of a model's tokenizer. Raises `ptkit.CheckpointError`."""
+    if config.gguf is not None:
+        return TokenizerFiles(config.gguf, *read_gguf_tokenizer(config.gguf))
+    source, data = read_tokenizer(config.folder, config)
+    return TokenizerFiles(source, data, _optional_json(config.folder / "tokenizer_config.json"))
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> tuple[Path, dict[str, Any]]:
@@ -263,25 +285,34 @@ def _ids_of(data: Mapping[str, Any]) -> dict[str, int]:
     return ids
 
 
-def _stripped(data: Mapping[str, Any], control: frozenset[int]) -> dict[str, Any]:
+def stripped(data: Mapping[str, Any], control: frozenset[int]) -> dict[str, Any]:
     """``data`` without template and control tokens; pieces of control tokens can't be reached."""
     kept = {key: value for key, value in data.items() if key not in ("truncation", "padding")}
     kept["post_processor"] = None
-    kept["added_tokens"] = [
-        token for token in data.get("added_tokens") or () if token["id"] not in control
-    ]
+    added = [token for token in data.get("added_tokens") or () if token["id"] not in control]
+    kept["added_tokens"] = added
     model = dict(kept["model"])
     vocabulary, unknown = model["vocab"], model.get("unk_token")
+    # the library numbers added tokens anew, behind the vocabulary, unless they are pieces of it
+    behind = {token["id"]: token["content"] for token in added}
     if isinstance(vocabulary, list):
         model["vocab"] = [
             [_UNREACHABLE + piece if index in control else piece, score]
             for index, (piece, score) in enumerate(vocabulary)
         ]
+        lowest = min((score for _, score in vocabulary), default=0.0)
+        model["vocab"] += [
+            [behind.get(index, f"{_UNREACHABLE}{index}"), lowest]
+            for index in range(len(vocabulary), max(behind, default=-1) + 1)
+        ]
     else:
         hidden = {piece for piece, index in vocabulary.items() if index in control} - {unknown}
         model["vocab"] = {
-            _UNREACHABLE + piece if piece in hidden else piece: index
-            for piece, index in vocabulary.items()
+            **{content: index for index, content in behind.items()},
+            **{
+                _UNREACHABLE + piece if piece in hidden else piece: index
+                for piece, index in vocabulary.items()
+            },
         }
     kept["model"] = model
     return kept

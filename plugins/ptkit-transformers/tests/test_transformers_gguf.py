@@ -25,8 +25,12 @@ NORMAL, CONTROL = 1, 3  # token types of the format
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    return written(tmp_path / "tiny.gguf")
+
+
+def written(path: Path, chat_template: str | None = None) -> Path:
     """A Llama with a GPT-2 tokenizer."""
-    path, draw = tmp_path / "tiny.gguf", np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
@@ -46,6 +50,8 @@ def file(tmp_path: Path) -> Path:
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     shapes = {"token_embd": (len(WORDS), HIDDEN), "output_norm": (HIDDEN,)}
     for layer in range(LAYERS):
         inner = {
@@ -85,13 +91,26 @@ def test_a_gguf_file_is_a_backbone(file: Path, make_backbone: MakeBackbone) -> N
         parameters=LAYERS * layer + len(WORDS) * HIDDEN + HIDDEN,
         ffn_size=FFN,
     )
-    assert backbone.notes == ["the weights of the GGUF file are dequantised while loading"]
+    assert backbone.notes == [
+        "the weights of the GGUF file are dequantised while loading",
+        "prompt: plain text; the model has no chat template",
+    ]
     plain = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     model = tiny_model(backbone)
     wanted = plain(torch.tensor([[7, 8, 2]])).logits[0]
     torch.testing.assert_close(model.logits([7, 8, 2]), wanted)
     frozen = {id(p): p.numel() for m in model.frozen_modules() for p in m.parameters()}
     assert sum(frozen.values()) == backbone.geometry.parameters
+
+
+def test_its_chat_template(tmp_path: Path, make_backbone: MakeBackbone) -> None:
+    """Ids of `WORDS`: <s> 0, </s> 1, red 7, "Ġred" 8."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %} red"
+    file = written(tmp_path / "chat.gguf", template)
+    backbone = make_backbone(file, kind=CausalLM)
+    assert backbone.notes[-1] == "prompt: the model's chat template (chat.gguf)"
+    tokenizer = backbone.tokenizer
+    assert tokenizer.encode_prompts([tokenizer.prompt("red red")]) == [[0, 7, 8, 1, 8]]
 
 
 def test_its_tokenizer(file: Path, make_backbone: MakeBackbone) -> None:

@@ -137,11 +137,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_a_model_is_downloaded_once(hub: Hub) -> None:
-    hub.has = {"config.json", "model.safetensors", "pytorch_model.bin", "code.py"}
+    small = {"config.json", "chat_template.jinja"}
+    hub.has = {*small, "model.safetensors", "pytorch_model.bin", "code.py"}
     assert ptkit_transformers.ptkit_resolve_source("hub:owner/name@v1.0") == hub.folder
     assert hub.asked == [("owner/name", "v1.0", True), ("owner/name", "v1.0", False)]
     found = {path.name for path in hub.folder.iterdir()}
-    assert found == {"config.json", "model.safetensors"}  # neither pickles nor code
+    assert found == {*small, "model.safetensors"}  # neither pickles nor code
     hub.cached, hub.asked = True, []
     assert ptkit_transformers.ptkit_resolve_source("hub:owner/name") == hub.folder
     assert hub.asked == [("owner/name", None, True)]

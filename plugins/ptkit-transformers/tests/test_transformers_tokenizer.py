@@ -148,6 +148,27 @@ def test_no_piece_stands_for_a_control_token(name: str, request: pytest.FixtureR
     assert tokenizer.decode([0, *tokenizer.encode("a red dress"), 2, 1]) == "a red dress"
 
 
+@pytest.mark.parametrize(("name", "made"), [("roberta", byte_level()), ("xlm-roberta", unigram())])
+def test_added_tokens_keep_their_ids(
+    name: str, made: Tokenizer, make_folder: MakeFolder, make_backbone: MakeBackbone
+) -> None:
+    """Such as "<think>", which is not special: those before it, which are, are taken out."""
+    made.add_special_tokens(["<start>", "<end>"])
+    made.add_tokens(["<think>"])
+    folder = make_folder(model_type=name, vocab_size=400, pad_token_id=1, type_vocab_size=1)
+    save(folder, made)
+    tokenizer = make_backbone(folder).tokenizer
+    think = made.token_to_id("<think>")
+    assert think == made.get_vocab_size() - 1
+    wanted = made.encode("red <think> dress", add_special_tokens=False).ids
+    assert think in wanted
+    assert tokenizer.encode("red <think> dress") == wanted
+    assert think in tokenizer.pieces("red <think> dress")
+    assert tokenizer.decode([think]) == "<think>"
+    start = made.token_to_id("<start>")
+    assert not {start, start + 1} & {*tokenizer.encode("<start> red <end>")}
+
+
 def test_a_continuation_has_no_mark_of_a_beginning(xlmr: ptkit.Tokenizer) -> None:
     made = unigram()
     assert xlmr.encode("red dress") == made.encode("red dress", add_special_tokens=False).ids
