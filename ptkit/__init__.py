@@ -14,16 +14,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ptkit.components import (
-        Backbone,
-        Component,
         DatasetFormat,
-        LoadedBackbone,
         Loss,
         Metric,
-        Quantization,
         RowMetric,
         TaskHead,
-        Tokenizer,
         Tracker,
         Transform,
     )
@@ -63,6 +58,7 @@ if TYPE_CHECKING:
         shown_keys,
         shown_value,
     )
+    from ptkit.models import Backbone, LoadedBackbone, Quantization, Tokenizer
     from ptkit.reading import read_json_rows, read_lines, text_problem
     from ptkit.recipe import Recipe
     from ptkit.records import (
@@ -87,14 +83,11 @@ if TYPE_CHECKING:
         Sampling,
         TaggedRecord,
     )
-    from ptkit.settings import Encoding, Settings, Source, SourcePath
+    from ptkit.settings import Component, Encoding, Settings, Source, SourcePath
     from ptkit.tagging import Entity, Span, bio_tags, entities, entity_spans
 
 _HOMES = {
-    "ptkit.components": (
-        "Backbone Component DatasetFormat LoadedBackbone Loss Metric Quantization RowMetric "
-        "TaskHead Tokenizer Tracker Transform"
-    ),
+    "ptkit.components": "DatasetFormat Loss Metric RowMetric TaskHead Tracker Transform",
     "ptkit.engine.adapter": "Adapter load_adapter",
     "ptkit.engine.frozen": (
         "Float8Linear Int4Group64Linear Int4Group128Linear Int4Linear Int8Linear QuantizedLinear "
@@ -112,6 +105,7 @@ _HOMES = {
     "ptkit.hookspecs": "hookimpl",
     "ptkit.interchange": "AdapterFormat",
     "ptkit.jsonrows": "BadValueError JsonRowsFormat row_text row_value shown_keys shown_value",
+    "ptkit.models": "Backbone LoadedBackbone Quantization Tokenizer",
     "ptkit.reading": "read_json_rows read_lines text_problem",
     "ptkit.recipe": "Recipe",
     "ptkit.records": (
@@ -119,7 +113,7 @@ _HOMES = {
         "HeadLimits IGNORE Joined LabelledRecord Origin Pair PromptParts Record Row RunInfo "
         "Sampling TaggedRecord"
     ),
-    "ptkit.settings": "Encoding Settings Source SourcePath",
+    "ptkit.settings": "Component Encoding Settings Source SourcePath",
     "ptkit.tagging": "Entity Span bio_tags entities entity_spans",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ptkit.batching import Order, micro_batches
-from ptkit.components import Backbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.counting import (
     Equal,
     Lengths,
@@ -30,6 +30,7 @@ from ptkit.memory import (
     memory_of_machine,
     prefix_parameters,
 )
+from ptkit.models import Backbone
 from ptkit.preparation import Prepared, prefix_shape, prepare
 from ptkit.recipe import Recipe
 from ptkit.records import Geometry, Record, Row

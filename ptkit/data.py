@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ptkit.components import DatasetFormat, Limit, TaskHead, Tokenizer, Transform
+from ptkit.components import DatasetFormat, Limit, TaskHead, Transform
 from ptkit.errors import DataError, PtkitError
 from ptkit.isolation import blamed, check_type, fault, one_line
+from ptkit.models import Tokenizer
 from ptkit.records import BadRow, Origin, Record, Row
 from ptkit.rowstore import Origins, RowStore
 from ptkit.settings import SourcePath

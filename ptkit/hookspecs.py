@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from ptkit.components import Backbone, DatasetFormat, Metric, TaskHead, Tracker, Transform
+    from ptkit.components import DatasetFormat, Metric, TaskHead, Tracker, Transform
     from ptkit.interchange import AdapterFormat
+    from ptkit.models import Backbone
     from ptkit.records import RunInfo
 
 PROJECT = "ptkit"

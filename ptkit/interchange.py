@@ -6,7 +6,9 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ptkit.components import Backbone, Component, Section
+from ptkit.components import Section
+from ptkit.models import Backbone
+from ptkit.settings import Component
 
 if TYPE_CHECKING:
     from torch import Tensor

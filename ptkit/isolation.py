@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from types import UnionType
 from typing import Any
 
-from ptkit.components import SECTIONS, Component
+from ptkit.components import SECTIONS
 from ptkit.errors import REPORT, PluginError, PtkitError
 from ptkit.interchange import ADAPTER_FORMATS
+from ptkit.settings import Component
 
 _NO_MEMORY = (  # in plain RuntimeErrors: torch's allocator of the CPU, on Linux and Windows; cuBLAS
     "can't allocate memory",

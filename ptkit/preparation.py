@@ -8,23 +8,16 @@ from functools import partial
 from typing import Any, Protocol
 
 from ptkit import manifest
-from ptkit.components import (
-    Backbone,
-    Component,
-    DatasetFormat,
-    Metric,
-    TaskHead,
-    Tokenizer,
-    Tracker,
-    Transform,
-)
+from ptkit.components import DatasetFormat, Metric, TaskHead, Tracker, Transform
 from ptkit.data import Part, collect_labels, encode_part, read_parts
 from ptkit.errors import PtkitError, RecipeError
 from ptkit.isolation import blamed
+from ptkit.models import Backbone, Tokenizer
 from ptkit.recipe import PrefixSettings, Recipe
 from ptkit.records import Record, Row
 from ptkit.reporter import Reporter
 from ptkit.rowstore import RowStore
+from ptkit.settings import Component
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import tomli_w
 from pydantic import ValidationError
 
-from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
+from ptkit.components import SECTIONS, DatasetFormat, Metric, Section, TaskHead
 from ptkit.errors import (
     REPORT,
     PluginError,
@@ -24,7 +24,7 @@ from ptkit.overrides import apply_overrides, read_toml
 from ptkit.problems import Keys, Problem, settings_problems, shown, unknown_key
 from ptkit.registry import Registered, Registry, load_plugins
 from ptkit.sections import PrefixSettings, TrainSettings
-from ptkit.settings import Settings, SourceContext, dump
+from ptkit.settings import Component, Settings, SourceContext, dump
 
 __all__ = ["FORMAT", "Choice", "PrefixSettings", "Recipe", "TrainSettings"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from ptkit import hookspecs
-from ptkit.components import SECTIONS, Component, DatasetFormat, Metric, Section, TaskHead
+from ptkit.components import SECTIONS, DatasetFormat, Metric, Section, TaskHead
 from ptkit.entrypoints import (
     COMMANDS,
     DISABLE_VARIABLE,
@@ -35,7 +35,7 @@ from ptkit.entrypoints import (
 from ptkit.errors import REPORT, PluginError, PtkitError, suggestion
 from ptkit.interchange import ADAPTER_FORMATS
 from ptkit.records import Record
-from ptkit.settings import Settings
+from ptkit.settings import Component, Settings
 
 __all__ = [
     "COLLECTED",

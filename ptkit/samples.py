@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any
 
-from ptkit.components import TaskHead, Tokenizer
+from ptkit.components import TaskHead
+from ptkit.models import Tokenizer
 from ptkit.records import IGNORE, Record, Row
 
 DECODED_BEFORE = 8  # tokens that are enough to see what one more adds

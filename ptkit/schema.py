@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ptkit.components import SECTIONS, Component, Section
+from ptkit.components import SECTIONS, Section
 from ptkit.recipe import FORMAT
 from ptkit.registry import Registry
 from ptkit.sections import PrefixSettings, TrainSettings
+from ptkit.settings import Component
 
 Schema = dict[str, Any]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -186,3 +187,21 @@ def dump(settings: BaseModel, *, portable: bool = False) -> dict[str, Any]:
         mode="json", exclude_none=True, by_alias=True, context=PORTABLE if portable else None
     )
     return values
+
+
+_Settings = Settings  # which the name is inside a component
+
+
+class Component(ABC):
+    """The base of everything that a recipe can name."""
+
+    name: ClassVar[str]
+
+    owner: str = ""
+    """The distribution and version that it comes from, set by a recipe; for messages."""
+
+    class Settings(_Settings):
+        pass
+
+    def __init__(self, settings: _Settings) -> None:
+        self.settings = settings

@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.engine.files import save_tensors, whole_folder, write_json
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.errors import CheckpointError
 from ptkit.manifest import FORMAT, MANIFEST, bytes_inside, checksum, read_manifest
+from ptkit.models import Backbone
 from ptkit.records import Geometry
 
 PREFIX = "prefix.safetensors"

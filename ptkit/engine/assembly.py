@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptkit.components import Backbone, DatasetFormat, Metric, TaskHead, Transform
+from ptkit.components import DatasetFormat, Metric, TaskHead, Transform
 from ptkit.engine.adapter import Adapter
 from ptkit.errors import CheckpointError, PtkitError
 from ptkit.manifest import MANIFEST
+from ptkit.models import Backbone
 from ptkit.recipe import Choice, choose
 from ptkit.registry import Registry
 from ptkit.settings import FromCommandLine

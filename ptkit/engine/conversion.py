@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import ptkit
-from ptkit.components import Backbone
 from ptkit.engine.adapter import HEAD, Adapter, describe_backbone, load_adapter, save_adapter
 from ptkit.engine.assembly import backbone_of
 from ptkit.engine.files import whole_folder
@@ -22,6 +21,7 @@ from ptkit.errors import CheckpointError, PluginError, PtkitError, show_tracebac
 from ptkit.interchange import ADAPTER_FORMATS, AdapterFormat
 from ptkit.isolation import blamed, check_type
 from ptkit.manifest import MANIFEST
+from ptkit.models import Backbone
 from ptkit.recipe import FORMAT, Choice, choose
 from ptkit.registry import Registry, collision, load_plugins
 from ptkit.settings import dump

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ptkit.components import Metric, RowMetric, TaskHead, Tokenizer
+from ptkit.components import Metric, RowMetric, TaskHead
 from ptkit.data import Part
 from ptkit.engine.feeding import split
 from ptkit.engine.generate import calls, window
@@ -23,6 +23,7 @@ from ptkit.engine.stopping import Interrupted
 from ptkit.engine.train import Totals, total_loss
 from ptkit.errors import PluginError, PtkitError, show_traceback
 from ptkit.isolation import blamed, check_type, fault
+from ptkit.models import Tokenizer
 from ptkit.recipe import TrainSettings
 from ptkit.records import EncodedRow, Origin, Pair, Record
 from ptkit.rowstore import Origins

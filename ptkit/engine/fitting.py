@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from ptkit.batching import micro_batches
-from ptkit.components import Backbone
 from ptkit.engine.attention import has_kernels
 from ptkit.engine.model import pick_device
 from ptkit.engine.train import Training
 from ptkit.memory import Fit, MicroBatch, by_layers, largest, memory_of_machine
+from ptkit.models import Backbone
 from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from ptkit.components import Backbone, LoadedBackbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.engine.frozen_embedding import HostEmbedding
 from ptkit.engine.model import Model, pick_device, pick_dtype
 from ptkit.isolation import blamed, check_type
+from ptkit.models import Backbone, LoadedBackbone
 from ptkit.records import EncodedRow, HeadInfo
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ptkit.components import LoadedBackbone
 from ptkit.engine.attention import (
     IMPLEMENTATION,
     NO_PREFIX,
@@ -30,6 +29,7 @@ from ptkit.engine.rowdropout import RowDropouts, step_keys
 from ptkit.engine.states import States
 from ptkit.engine.transfer import to_device
 from ptkit.errors import PtkitError
+from ptkit.models import LoadedBackbone
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 from ptkit.sections import TrainSettings
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, LoadedBackbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.engine.frozen import QuantizedLinear
 from ptkit.engine.measuring import release_memory
 from ptkit.engine.model import pick_dtype
 from ptkit.engine.peft import moved_keys
 from ptkit.engine.states import States
 from ptkit.errors import CheckpointError, PtkitError
+from ptkit.models import Backbone, LoadedBackbone
 from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE, EncodedRow
 from ptkit.rowstore import RowStore

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptkit.components import Backbone
 from ptkit.engine.adapter import Adapter
 from ptkit.engine.files import save_tensors, write_json
 from ptkit.engine.rotary import rotated
 from ptkit.errors import CheckpointError
 from ptkit.interchange import AdapterFormat
+from ptkit.models import Backbone
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

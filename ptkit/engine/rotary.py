@@ -7,8 +7,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from ptkit.components import LoadedBackbone
 from ptkit.errors import CheckpointError
+from ptkit.models import LoadedBackbone
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ptkit.components import Backbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
+from ptkit.models import Backbone
 from ptkit.preparation import prefix_shape, prefix_tokens
 from ptkit.recipe import Recipe
 from ptkit.reporter import Reporter

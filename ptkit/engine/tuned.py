@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, TaskHead
+from ptkit.components import TaskHead
 from ptkit.data import Part, encode_part
 from ptkit.engine.adapter import Adapter, load_adapter
 from ptkit.engine.assembly import Assembly, assemble
@@ -18,6 +18,7 @@ from ptkit.engine.loading import build_head, load_model
 from ptkit.engine.model import Model
 from ptkit.engine.stream import TextStream
 from ptkit.errors import PtkitError
+from ptkit.models import Backbone
 from ptkit.records import GenerationRecord, Origin, Record, Sampling
 from ptkit.registry import Registry, load_plugins
 from ptkit.settings import SourcePath

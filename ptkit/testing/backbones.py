@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, LoadedBackbone
 from ptkit.engine.attention import KeyValue, RecordedRow
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
+from ptkit.models import Backbone, LoadedBackbone
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 from ptkit.testing.faults import Subject, one_line
 from ptkit.testing.losses import one_thread

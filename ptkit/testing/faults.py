@@ -12,9 +12,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from ptkit.components import SECTIONS, Component
+from ptkit.components import SECTIONS
 from ptkit.hookspecs import hookimpl
 from ptkit.registry import Owner, empty_registry
+from ptkit.settings import Component
 
 T = TypeVar("T")
 _IMPORT = """

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from ptkit.components import Backbone
 from ptkit.hookspecs import hookimpl
+from ptkit.models import Backbone
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry, empty_registry
 from ptkit.reporter import Reporter

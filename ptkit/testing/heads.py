@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, TaskHead, Tokenizer
+from ptkit.components import TaskHead
+from ptkit.models import Backbone, Tokenizer
 from ptkit.records import IGNORE, Geometry, HeadInfo, Record, Row
 from ptkit.rowstore import RowStore
 from ptkit.testing.faults import Subject, same

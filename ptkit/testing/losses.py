@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptkit.components import Backbone, Loss, TaskHead
+from ptkit.components import Loss, TaskHead
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.states import States
+from ptkit.models import Backbone
 from ptkit.records import EncodedRow
 from ptkit.rowstore import RowStore
 from ptkit.testing.faults import Subject

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ptkit.components import Backbone, LoadedBackbone, LoadProgress, Tokenizer
 from ptkit.errors import CheckpointError
+from ptkit.models import Backbone, LoadedBackbone, LoadProgress, Tokenizer
 from ptkit.records import Geometry
 from ptkit.settings import Source, SourcePath
 

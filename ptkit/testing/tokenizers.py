@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ptkit.components import Tokenizer
+from ptkit.models import Tokenizer
 from ptkit.records import Joined, PromptParts
 from ptkit.testing.faults import Subject
 

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 
-from ptkit.components import LoadedBackbone
 from ptkit.engine.decoding import Decoder
 from ptkit.engine.generate import GPU_PREFILL, Batch, Request
 from ptkit.engine.model import Model
+from ptkit.models import LoadedBackbone
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ptkit.components import LoadedBackbone, LoadProgress
 from ptkit.engine.adapter import load_adapter
 from ptkit.engine.session import load_model, run
 from ptkit.errors import CheckpointError
+from ptkit.models import LoadedBackbone, LoadProgress
 from ptkit.recipe import Recipe
 from ptkit.testing import TinyBackbone
 

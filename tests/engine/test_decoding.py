@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from ptkit.components import LoadedBackbone
 from ptkit.engine.attention import KeyValue, Scores
 from ptkit.engine.decoding import Cache, Decoder, DecodeRows, attend_slots
 from ptkit.engine.generate import Batch, Request, generate, generator, grouped
 from ptkit.engine.model import Model
+from ptkit.models import LoadedBackbone
 from ptkit.records import Geometry, Sampling
 
 from .simple_decoding import Plain, simple

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, DynamicCache
 from transformers.masking_utils import eager_mask
 
-from ptkit.components import Backbone, LoadedBackbone
 from ptkit.engine.attention import IMPLEMENTATION, KeyValue, PackedRows, prefix_attention
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.probe import probe
 from ptkit.engine.session import load_model, run
 from ptkit.errors import CheckpointError
+from ptkit.models import Backbone, LoadedBackbone
 from ptkit.recipe import Recipe
 from ptkit.records import EncodedRow, Geometry, Row, Sampling
 from ptkit.settings import SourcePath
