@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ptkit.engine.operators import has_triton
 from ptkit.errors import CheckpointError
 
 IMPLEMENTATION = "ptkit"
@@ -202,7 +202,7 @@ def block_table(lengths: Sequence[int], prefix_of_row: Sequence[int]) -> Tensor:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether packed rows on ``device`` go through Triton, which torch brings along on Linux."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and has_triton()
 
 
 def attend_blocks(

@@ -1,4 +1,5 @@
-"""What a run makes of ``train.memory``: how many layers are computed again in the backward pass."""
+"""What a run makes of ``train.memory`` and ``train.compile``: how many layers are computed again in
+the backward pass, and whether layers are compiled."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ptkit.engine.frozen_ops import has_triton
+from ptkit.engine.operators import has_triton
 from ptkit.errors import CheckpointError
 
 

@@ -6,8 +6,6 @@ number of tokens, and to autograd it keeps the codes and scales alone.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ptkit.batching import WEIGHTS_AT_ONCE
 from ptkit.engine.frozen_codes import dequantize
+from ptkit.engine.operators import has_triton, register, register_gradient
 
 TILE = WEIGHTS_AT_ONCE
 """Numbers of a weight that are made again at once. In half precision they take 32 MiB and stay in
@@ -24,23 +23,6 @@ FEW_TOKENS = 64
 """Up to so many tokens a kernel reads the codes in the matmul itself; above, tiles are faster."""
 
 _COLUMNS = 128  # the longest group: tiles of columns end where groups end
-
-torch.library.define(
-    "ptkit::quantized_linear",
-    "(Tensor x, Tensor codes, Tensor scale, int bits) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "ptkit::quantized_linear_backward",
-    "(Tensor gradient, Tensor codes, Tensor scale, int bits) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed, as it is with torch's CUDA builds for Linux."""
-    return find_spec("triton") is not None
 
 
 def made_again(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -52,7 +34,6 @@ def made_again(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> T
     return dequantize(codes, scale, bits, dtype)
 
 
-@torch.library.impl("ptkit::quantized_linear", "default")
 def _linear(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
     flat = x.reshape(-1, columns)
@@ -68,7 +49,6 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     return made.view(*x.shape[:-1], rows)
 
 
-@torch.library.impl("ptkit::quantized_linear_backward", "default")
 def _linear_backward(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
     flat = gradient.reshape(-1, rows)
@@ -90,13 +70,11 @@ def _parts(total: int, at_once: int) -> list[slice]:
     return [slice(start, min(start + at_once, total)) for start in starts]
 
 
-@torch.library.register_fake("ptkit::quantized_linear")  # type: ignore[untyped-decorator]
-def _(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+def _linear_shapes(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 
-@torch.library.register_fake("ptkit::quantized_linear_backward")  # type: ignore[untyped-decorator]
-def _(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+def _linear_backward_shapes(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     return gradient.new_empty(*gradient.shape[:-1], codes.shape[1] * 8 // bits)
 
 
@@ -107,14 +85,26 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     codes, scale = ctx.saved_tensors
-    made = torch.ops.ptkit.quantized_linear_backward(gradient, codes, scale, ctx.bits)
+    made = _quantized_linear_backward(gradient, codes, scale, ctx.bits)
     return made, None, None, None
 
 
-torch.library.register_autograd("ptkit::quantized_linear", _backward, setup_context=_keep)
+_quantized_linear = register(
+    "quantized_linear",
+    "(Tensor x, Tensor codes, Tensor scale, int bits) -> Tensor",
+    _linear,
+    _linear_shapes,
+)
+_quantized_linear_backward = register(
+    "quantized_linear_backward",
+    "(Tensor gradient, Tensor codes, Tensor scale, int bits) -> Tensor",
+    _linear_backward,
+    _linear_backward_shapes,
+)
+register_gradient("quantized_linear", _backward, _keep)
 
 
 def quantized_linear(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """[..., k] to [..., n] in the type of ``x``; see `ptkit.engine.frozen_codes` for the rest."""
-    made: Tensor = torch.ops.ptkit.quantized_linear(x, codes, scale, bits)
+    made: Tensor = _quantized_linear(x, codes, scale, bits)
     return made

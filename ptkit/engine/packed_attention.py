@@ -19,6 +19,7 @@ from ptkit.engine.kernels import (
     sizes_of,
     strides_of,
 )
+from ptkit.engine.operators import register, register_gradient
 
 PROGRAMS = 512  # that keep a GPU busy; work on fewer blocks is split over heads
 SPLITS = 64  # of the queries, when the gradients of the prefix are summed
@@ -166,7 +167,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]:
     *tensors, blocks = ctx.saved_tensors
     below = any(ctx.needs_input_grad[:3])
-    gradients = torch.ops.ptkit.packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
+    gradients = packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
     wanted = [
         gradient if wanted else None
         for gradient, wanted in zip(gradients, ctx.needs_input_grad[:5], strict=True)
@@ -174,28 +175,16 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]
     return (*wanted, *[None] * 5)
 
 
-def _register(name: str, schema: str, function: Any, shapes: Any) -> Any:
-    """An operator of torch's, which torch.compile takes as it is; `custom_op` costs more a call."""
-    _LIBRARY.define(f"{name}{schema}")
-    for device in ("CPU", "CUDA"):  # on a CPU in Triton's interpreter
-        _LIBRARY.impl(name, function, device)
-    torch.library.register_fake(f"ptkit::{name}", shapes, lib=_LIBRARY)
-    return getattr(torch.ops.ptkit, name)
-
-
-_LIBRARY = torch.library.Library("ptkit", "FRAGMENT")
 _FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
-packed_attention = _register(
+packed_attention = register(
     "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
 )
-_register(
+packed_attention_backward = register(
     "packed_attention_backward",
     f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {_FORM}, bool below)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _attend_backward,
     _attend_backward_shapes,
 )
-torch.library.register_autograd(
-    "ptkit::packed_attention", _backward, setup_context=_keep, lib=_LIBRARY
-)
+register_gradient("packed_attention", _backward, _keep)

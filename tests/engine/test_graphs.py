@@ -1,0 +1,106 @@
+"""When steps are compiled and replayed, and how packs are padded for it; the graphs themselves are
+tried on GPUs (`test_rowdropout.py`, `test_cuda.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptkit.engine import fitting
+from ptkit.engine import model as model_module
+from ptkit.engine.attention import block_table
+from ptkit.engine.fitting import STEPS_WORTH_COMPILING, compiles
+from ptkit.engine.graphs import BLOCKS, TOKENS, Pack, padded
+from ptkit.engine.model import Model
+from ptkit.engine.prefix import PrefixEncoder
+from ptkit.engine.session import run
+from ptkit.recipe import Recipe, TrainSettings
+from ptkit.testing import TinyBackbone
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps", "kernels", "chosen"),
+    [
+        (None, STEPS_WORTH_COMPILING, True, True),
+        (None, STEPS_WORTH_COMPILING - 1, True, False),
+        (None, None, True, True),
+        (None, None, False, False),
+        (True, 1, True, True),
+        (True, 1, False, False),
+        (False, 10_000, True, False),
+    ],
+)
+def test_what_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+    setting: bool | None,
+    steps: int | None,
+    kernels: bool,
+    chosen: bool,
+) -> None:
+    monkeypatch.setattr(fitting, "has_kernels", lambda device: kernels)
+    assert compiles(TrainSettings(max_steps=1, compile=setting), steps, CPU) is chosen
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_run_compiles_and_gives_the_graphs_back(
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: bool,
+) -> None:
+    monkeypatch.setattr(fitting, "has_kernels", lambda device: True)
+    called: list[str] = []
+    for name in ("compile_layers", "use_graphs", "drop_graphs"):
+        monkeypatch.setattr(Model, name, lambda self, _name=name: called.append(_name))
+    recipe = make_recipe(train={"compile": setting})
+    run(recipe, out=tmp_path / "run", device="cpu")
+    assert called == [*(["compile_layers", "use_graphs"] if setting else []), "drop_graphs"]
+
+
+def pack_of(lengths: tuple[int, ...]) -> Pack:
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return Pack(positions + 5, positions, block_table(lengths, (0,) * len(lengths)))
+
+
+@pytest.mark.parametrize("lengths", [(3, 9), (TOKENS,), (70, 1, 2), (1,) * 65])
+def test_packs_are_padded_to_few_sizes(lengths: tuple[int, ...]) -> None:
+    pack = pack_of(lengths)
+    found = padded(pack)
+    assert found.blocks is not None
+    assert pack.blocks is not None
+    tokens, total = sum(lengths), len(found.ids)
+    assert total % TOKENS == 0
+    assert tokens <= total < tokens + TOKENS
+    assert len(found.positions) == total
+    assert len(found.blocks) % BLOCKS == 0
+    assert torch.equal(found.ids[:tokens], pack.ids)
+    assert torch.equal(found.blocks[: len(pack.blocks)], pack.blocks)
+    # every token is in one block, the added ones in rows without a prefix
+    covered = torch.zeros(total, dtype=torch.long)
+    for start, end, first, prefix in found.blocks.tolist():
+        covered[start : min(end, start + 64)] += 1
+        assert first >= tokens or prefix == 0
+        assert first < tokens or prefix == -1
+    assert covered.tolist() == [1] * total
+
+
+def test_padding_changes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(model_module, "has_kernels", lambda device: True)
+    backbone = TinyBackbone(TinyBackbone.Settings(layers=2))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(backbone.load(device.type, "float32"), backbone.geometry, pad_id=0, eos_id=2)
+    prefix = PrefixEncoder(backbone.geometry, 5)
+    prefix.initialize(std=1.0, seed=1)
+    stacked = prefix.to(device).stacked()
+    pack = pack_of((3, 9, 4))
+    with torch.no_grad():
+        wanted = model._pass_with(pack.to(device), stacked)
+        found = model._pass_with(padded(pack).to(device), stacked)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[:16], wanted, atol=1e-6, rtol=0)
