@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,17 @@ class Equal:
 
 def content_hash(record: Record) -> int:
     """64 bits of what a record says: its type and fields, but neither origin nor weight."""
-    said = [type(record).__qualname__]
-    said += [repr(getattr(record, f.name)) for f in fields(record) if f.name not in _NOT_CONTENT]
-    digest = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
+    kind: type = type(record)
+    said = f"{kind.__qualname__}\0{_content(kind)(record)!r}"
+    digest = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big")
+
+
+@lru_cache
+def _content(kind: type[Any]) -> Callable[[Record], object]:
+    """A function that gives the values of a record's fields but for those that don't count."""
+    names = [f.name for f in fields(kind) if f.name not in _NOT_CONTENT]
+    return attrgetter(*names) if names else lambda _: ()
 
 
 def label_kind(rows: Sequence[Row]) -> str:
@@ -114,13 +123,11 @@ class Tally:
     def sides(self) -> dict[str, tuple[Ints, Ints]]:
         """Of prompt and target, or of the input: how many tokens each row has left, and lost."""
         store = self.part.rows
-        count = len(store)
-        left = np.fromiter(map(store.length, range(count)), np.int64, count)
-        cut = np.fromiter(map(store.cut, range(count)), np.int64, count)
+        left, cut = store.lengths, store.cuts
         if self.kind != "text":
             return {"input": (left, cut)}
         trained = np.frombuffer(self._trained, dtype=np.int32).astype(np.int64)
-        cut_targets = np.fromiter(map(store.cut_targets, range(count)), np.int64, count)
+        cut_targets = store.target_cuts
         return {
             "prompt": (left - trained, cut - cut_targets),
             "target": (trained, cut_targets),

@@ -119,7 +119,7 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
             progress=show,
             watch=None if watch is None else partial(watch, part),
         )
-        cut = sum(1 for index in range(len(part.rows)) if part.rows.cut(index))
+        cut = int((part.rows.cuts > 0).sum())
         note = f", {cut:,} of them cut to the length limit" if cut else ""
         reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
         if part.skipped:

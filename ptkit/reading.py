@@ -152,6 +152,11 @@ class _Decoder:
 
     def decode(self, text: str) -> Any:
         self.constants.clear()
+        if text.startswith("{"):  # no blanks to skip: decode() would search for them
+            value, end = self._json.raw_decode(text)
+            if end == len(text):
+                return value
+            self.constants.clear()
         return self._json.decode(text)
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from ptkit_tasks.generation import Generation
 
 import ptkit
-from ptkit.data import Part, encode_part
+from ptkit.data import BETWEEN_COLLECTIONS, Part, encode_part
+from ptkit.rowstore import RowStore
 from ptkit.settings import SourcePath
 from ptkit.testing import WordTokenizer
 
@@ -56,6 +58,79 @@ def test_many_at_once_are_the_same_rows() -> None:
 def test_a_row_that_is_too_long_is_named_by_its_own_record() -> None:
     with pytest.raises(ptkit.DataError, match="^rows:11: has 13 tokens, but the backbone takes"):
         encode_part(part_of(40), Counting(), WordTokenizer(["red", "shoe"]), 12)
+
+
+class Failing(Counting):
+    """Fails at the row of line 1,500; one by one, and so many at once."""
+
+    def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
+        return self.encode_batch([record], tokenizer)[0]
+
+    def encode_batch(
+        self, records: Sequence[ptkit.Record], tokenizer: ptkit.Tokenizer
+    ) -> list[list[ptkit.Row]]:
+        if any(record.origin.line == 1500 for record in records):
+            raise KeyError("shoe")
+        return super().encode_batch(records, tokenizer)
+
+
+def test_a_head_that_fails_in_the_middle_names_the_row() -> None:
+    part, seen = part_of(2100), list[int]()
+    with pytest.raises(
+        ptkit.PluginError, match=r"^rows:1500: .*encode\(\) raised KeyError: 'shoe'"
+    ):
+        encode_part(part, Failing(), WordTokenizer(["red", "shoe"]), 64, progress=seen.append)
+    assert seen == [1000]  # the rows before those that were encoded at once
+
+
+def test_a_file_that_breaks_in_the_middle_says_what_the_format_says() -> None:
+    def broken() -> Iterator[ptkit.Record]:
+        yield from (part_of(1500).records or [])
+        raise ptkit.DataError("rows:1501: is damaged")
+
+    part = Part("train", SourcePath("rows", Path("rows")), broken)
+    with pytest.raises(ptkit.DataError, match="^rows:1501: is damaged$"):
+        encode_part(part, Counting(), WordTokenizer(["red", "shoe"]), 64)
+
+
+def test_a_check_refuses_the_numbers_that_a_run_would() -> None:
+    class Halves(Counting):
+        def encode_batch(
+            self, records: Sequence[ptkit.Record], tokenizer: ptkit.Tokenizer
+        ) -> list[list[ptkit.Row]]:
+            return [[ptkit.Row((1,), (0.5,))] for _ in records]  # type: ignore[arg-type]
+
+    part = part_of(3)
+    part.rows = RowStore(keep=False)
+    with pytest.raises(
+        ptkit.PluginError, match=r"^rows:1: .* whole numbers of 32 bits \(TypeError"
+    ):
+        encode_part(part, Halves(), WordTokenizer(["red", "shoe"]), 64)
+
+
+@pytest.mark.parametrize("before", [(700, 10, 10), (50_000, 5, 5), (0, 10, 10)])
+def test_the_garbage_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
+    during: list[int] = []
+
+    class Asking(Counting):
+        def encode_batch(
+            self, records: Sequence[ptkit.Record], tokenizer: ptkit.Tokenizer
+        ) -> list[list[ptkit.Row]]:
+            during.append(gc.get_threshold()[0])
+            return super().encode_batch(records, tokenizer)
+
+    kept = gc.get_threshold()
+    gc.set_threshold(*before)
+    try:
+        encode_part(part_of(3), Asking(), WordTokenizer(["red", "shoe"]), 64)
+        assert gc.get_threshold() == before
+        with pytest.raises(ptkit.DataError):
+            encode_part(part_of(3), Asking(), WordTokenizer(["red", "shoe"]), 1)
+        assert gc.get_threshold() == before
+    finally:
+        gc.set_threshold(*kept)
+    # 0 is for never
+    assert during == [max(before[0], BETWEEN_COLLECTIONS) if before[0] else 0] * 2
 
 
 def test_the_default_goes_through_texts_and_records_one_by_one() -> None:

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of ``ptkit check`` on a million rows; fails from 1 GB on.
+"""Seconds, rows a second and peak memory of ``ptkit check`` on a million rows; fails from 1 GB on.
 
     python tests/benchmarks/million_rows.py [--rows 1000000] [--set KEY=VALUE …]
 
@@ -50,7 +50,10 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"ptkit check, {options.rows:,} rows: {seconds:.0f} s, peak {peak / 1e6:.0f} MB")
+    print(
+        f"ptkit check, {options.rows:,} rows: {seconds:.1f} s, "
+        f"{options.rows / seconds:,.0f} rows/s, peak {peak / 1e6:.0f} MB"
+    )
     if peak >= LIMIT:
         sys.exit(f"the peak must stay under {LIMIT / 1e6:.0f} MB")
 
