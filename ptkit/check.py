@@ -26,6 +26,7 @@ from ptkit.memory import (
     Memory,
     MicroBatch,
     by_layers,
+    gib,
     largest,
     memory_of_machine,
     prefix_parameters,
@@ -39,6 +40,7 @@ from ptkit.samples import Sample, sample_of
 
 STEPS_LOOKED_AT = 2000  # for tokens and micro-batches a step
 MESSAGES = 5  # of rejected rows
+PROCESSES = (2, 4, 8)  # that may share a base
 MANY_EPOCHS = 20
 MANY_CUT = 0.01  # share of the rows
 MANY_ANSWERS = 200_000  # tokens
@@ -163,6 +165,16 @@ def check(
     parts = [_part_report(tally, tallies["train"], prepared) for tally in tallies.values()]
     estimates = _estimates(backbone, batches, length, trainable)
     fits = _fits(recipe.train.memory, estimates, gpu(), batches, geometry, length)
+    advice = suggestions(list(tallies.values()), head, backbone)
+    if recipe.train.shard_base:
+        shared = [_estimates(backbone, batches, length, trainable, n)[1] for n in PROCESSES]
+        each = [
+            f"{gib(found[0].total)} with {n}" for n, found in zip(PROCESSES, shared, strict=True)
+        ]
+        advice.append(
+            "train.shard_base: the memory above is for one process; of several each takes, with no "
+            f"layer computed again on GPUs, {', '.join(each)}"
+        )
     return Report(
         recipe.name if recipe.path is None else str(recipe.path),
         f"{backbone.name} {backbone.settings.source.name}",
@@ -177,7 +189,7 @@ def check(
         recipe.train.memory,
         fits,
         _warnings(recipe, head, parts, plan, length),
-        suggestions(list(tallies.values()), head, backbone),
+        advice,
     )
 
 
@@ -243,9 +255,13 @@ def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[Micr
 
 
 def _estimates(
-    backbone: Backbone, batches: Sequence[MicroBatch], prefix: int, trainable: int
+    backbone: Backbone,
+    batches: Sequence[MicroBatch],
+    prefix: int,
+    trainable: int,
+    processes: int = 1,
 ) -> tuple[list[Memory], list[Memory]]:
-    """`by_layers` on a CPU and on a GPU."""
+    """`by_layers` on a CPU and on a GPU; ``processes`` share the weights."""
     geometry, chosen = backbone.geometry, backbone.settings.dtype
     cpu, cuda = (
         by_layers(
@@ -257,6 +273,7 @@ def _estimates(
             dtype=chosen if chosen in BYTES else default,
             quantization=backbone.quantization,
             on_host=backbone.parameters_on_host if device == "cuda" else 0,
+            processes=processes,
         )
         for device, default in (("cpu", "float32"), ("cuda", "bfloat16"))
     )

@@ -10,7 +10,8 @@ layer with frozen weights:
 - queries and attended values: 2·e·t·n·d, keys and values: 2·e·t·g·d, and a number a query and
   head: 4·t·n. On a CPU the prefix is copied to the keys and values of every row, 2·e·b·p·g·d more,
   and a decoder's masks are kept once for all layers; on a GPU all rows read one prefix, unmasked;
-- the MLP: 3·e·t·f if it is gated (gate, up, activated gate), e·t·f if not;
+- the MLP: e·t·f if it is not gated; 2·e·t·f if it is (gate and up), and on a CPU e·t·f more, the
+  activated gate, which is made again on a GPU;
 - for train.backbone_dropout what attention and MLP dropped: 2·t·h.
 
 Inputs of frozen linears are not kept. Below a decoder's first attention nothing is, so that its
@@ -21,14 +22,19 @@ own only if no layer keeps its tensors. The backward pass through an MLP works o
 
 The last states are kept (e·t·h), and for the tokens of the LM head's loss twice more (e·h a
 token: the states and their gradient). The loss works on the logits of as many tokens as it takes
-at once: twice in float32, and once more, in their own type, if that is smaller. That is over before
-the backward pass through the layers begins, so only the larger of the two counts.
+at once: twice in float32, and once more, in their own type, if that is smaller; on a GPU, whose
+kernel writes the gradient in their place, of four times as many, once in their own type. That is
+over before the backward pass through the layers begins, so only the larger of the two counts.
 
 Of a quantised base, the linears of every layer take half a byte or a byte a number and a float32
 scale a row, or a float16 scale a group of columns; fp8 takes two bytes and two scales, for its
 weights are there in both directions. Embeddings, LM head and norms stay in the backbone's type. A
 layer works on a tile of its largest weight, of 2·f·h numbers, made again: e bytes a number on a
 GPU, e + 2 on a CPU. Without 8-bit matmuls, fp8 makes all of it again in float32.
+
+Where n processes share the weights (train.shard_base), each keeps the LM head and 1/n of all else.
+FSDP2 puts together, besides, what works: the embeddings as long as a pass takes, and a layer at a
+time while the next is on its way: head + (all − head)/n + embeddings + 2·linears/l.
 
 The adapter is float32: weights, gradients and AdamW's two averages take 4 bytes a number each;
 the prefix's keys and values are made once a step, with a gradient in float32 and a copy in the
@@ -42,7 +48,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ptkit.batching import LOGITS_AT_ONCE, WEIGHTS_AT_ONCE
+from ptkit.batching import LOGITS_AT_ONCE, WEIGHTS_AT_ONCE, WITHOUT_COPIES
 from ptkit.records import Geometry
 from ptkit.sections import bytes_of
 
@@ -119,7 +125,8 @@ def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, d
     # a decoder's norms work in float32; compiled, as on a GPU, they keep their inputs as they are
     norms = 2 * (4 if shape.causal and device == "cpu" else size) * t * shape.hidden_size
     dropped = 2 * t * shape.hidden_size if batch.dropout else 0
-    return norms + dropped + attention + (3 if gated else 1) * size * t * f
+    inside = 1 if not gated else 3 if device == "cpu" else 2
+    return norms + dropped + attention + inside * size * t * f
 
 
 def mask_bytes(batch: MicroBatch, prefix: int, size: int) -> int:
@@ -147,22 +154,38 @@ def saved_bytes(
     return kept + masks
 
 
-def weight_bytes(geometry: Geometry, size: int, quantization: str = "none") -> int:
-    """What the frozen weights take; ``size``: bytes of a number that is not quantised."""
+def weight_bytes(
+    geometry: Geometry,
+    size: int,
+    quantization: str = "none",
+    *,
+    on_host: int = 0,
+    processes: int = 1,
+) -> int:
+    """What the frozen weights take; ``size``: bytes of a number that is not quantised.
+
+    ``on_host``: parameters that are not on the device; ``processes``: how many share the weights.
+    """
     shape, h = geometry, geometry.hidden_size
-    if quantization not in BITS:
-        return size * shape.parameters
     f, gated = mlp_shape(shape)
     width, keys = shape.heads * shape.head_size, shape.kv_groups * shape.head_size
     matrices = 3 if gated else 2
     numbers = shape.layers * h * (2 * width + 2 * keys + matrices * f)
-    rows = shape.layers * (width + 2 * keys + h + (matrices - 1) * f + h)
-    rest = shape.parameters - numbers
-    if quantization in GROUPS:
-        scales = 2 * numbers // GROUPS[quantization]
-    else:
-        scales = 4 * rows * (2 if quantization == "fp8" else 1)
-    return size * rest + numbers * BITS[quantization] // 8 + scales
+    rest = size * (shape.parameters - numbers - on_host)
+    linears = size * numbers
+    if quantization in BITS:
+        linears = numbers * BITS[quantization] // 8
+        if quantization in GROUPS:
+            linears += 2 * numbers // GROUPS[quantization]
+        else:
+            rows = shape.layers * (width + 2 * keys + h + (matrices - 1) * f + h)
+            linears += 4 * rows * (2 if quantization == "fp8" else 1)
+    if processes == 1:
+        return rest + linears
+    head = size * shape.vocab_size * h if shape.causal else 0
+    embeddings = max(0, rest - head)
+    shared = -(-(embeddings + linears) // processes)
+    return head + shared + embeddings + 2 * linears // shape.layers
 
 
 def estimate(
@@ -176,10 +199,11 @@ def estimate(
     recomputed: int = 0,
     quantization: str = "none",
     on_host: int = 0,
+    processes: int = 1,
 ) -> Memory:
     """The peak of a training step whose largest micro-batch is ``batch``, and which computes the
-    activations of the first ``recomputed`` layers again; ``on_host``: parameters that are not on
-    the device."""
+    activations of the first ``recomputed`` layers again; ``on_host``, ``processes``: as for
+    `weight_bytes`."""
     size, shape, h = BYTES[dtype], geometry, geometry.hidden_size
     width = mlp_shape(shape)[0]
     layer = 3 * size * batch.tokens * width
@@ -191,16 +215,18 @@ def estimate(
     if recomputed == shape.layers:
         layer += layer_bytes(shape, batch, prefix, size, device)
     saved = saved_bytes(shape, batch, prefix, size, device, recomputed=recomputed)
-    at_once = min(batch.targets, max(1, LOGITS_AT_ONCE // shape.vocab_size))
+    copies, times = (0, WITHOUT_COPIES) if device == "cuda" else (8, 1)
+    at_once = min(batch.targets, max(1, times * LOGITS_AT_ONCE // shape.vocab_size))
+    number = copies + (size if size < 4 or not copies else 0)
     return Memory(
         device,
         dtype,
         recomputed,
-        weights=weight_bytes(shape, size, quantization) - size * on_host,
+        weights=weight_bytes(shape, size, quantization, on_host=on_host, processes=processes),
         adapter=4 * trainable + (8 + size) * shape.prefix_parameters(prefix),
         optimizer=12 * trainable,
         activations=saved + size * h * (batch.tokens + 2 * batch.targets),
-        logits=(8 if size == 4 else 8 + size) * at_once * shape.vocab_size,
+        logits=number * at_once * shape.vocab_size,
         layer=layer,
     )
 
@@ -215,6 +241,7 @@ def by_layers(
     dtype: str,
     quantization: str = "none",
     on_host: int = 0,
+    processes: int = 1,
 ) -> list[Memory]:
     """`estimate` for 0, 1, … all layers computed again."""
     return [
@@ -228,6 +255,7 @@ def by_layers(
             recomputed=count,
             quantization=quantization,
             on_host=on_host,
+            processes=processes,
         )
         for count in range(geometry.layers + 1)
     ]

@@ -20,13 +20,14 @@ from ptkit import cli
 from ptkit.check import PartReport, Report, check
 from ptkit.commands import checked
 from ptkit.counting import Bin, Equal, content_hash, histogram, label_kind, percentile
+from ptkit.memory import gib, weight_bytes
 from ptkit.preparation import prepare
 from ptkit.records import IGNORE, GenerationRecord, Origin, Row
 from ptkit.registry import Owner, Registry
 from ptkit.reporter import Reporter
 from ptkit.rowstore import RowStore
 from ptkit.samples import token_texts
-from ptkit.testing import WordTokenizer
+from ptkit.testing import TinyBackbone, WordTokenizer
 
 from .conftest import RecipeMaker, write_rows
 from .testing.heads import ChoiceRecord, CrfTagger, MultipleChoice, TagRecord
@@ -285,6 +286,21 @@ def test_memory_is_of_the_largest_micro_batch(run_check: Checker) -> None:
         ("cuda", "bfloat16", 0),
         ("cuda", "bfloat16", 2),
     ]
+
+
+def test_memory_of_a_base_that_processes_share(run_check: Checker) -> None:
+    report = run_check(ROWS, train={"shard_base": True})
+    geometry, (_, _, alone, _) = TinyBackbone().geometry, report.estimates
+    each = []
+    for processes in (2, 4, 8):
+        saved = weight_bytes(geometry, 2) - weight_bytes(geometry, 2, processes=processes)
+        each.append(f"{gib(alone.total - saved)} with {processes}")
+    line = (
+        "train.shard_base: the memory above is for one process; of several each takes, with no "
+        f"layer computed again on GPUs, {each[0]}, {each[1]}, {each[2]}"
+    )
+    assert report.suggestions == [line]
+    assert run_check(ROWS).suggestions == []
 
 
 def test_memory_with_a_type_of_ones_own(make_recipe: RecipeMaker) -> None:

@@ -17,8 +17,10 @@ from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.memory import (
     MicroBatch,
+    by_layers,
     estimate,
     largest,
+    layers_to_recompute,
     mlp_shape,
     prefix_parameters,
     saved_bytes,
@@ -223,8 +225,9 @@ def test_the_estimate_by_hand() -> None:
     assert saving.activations == 2 * 4 * 7 * 8 + 4 * 7 * 8 + masks + states
     assert saving.layer == norms + attention + 2 * mlp
     packed = 2 * 4 * 7 * 8 + 2 * 4 * 7 * 4 + 4 * 7 * 2  # no copy of the prefix a row, no masks
-    on_gpu = of("cuda", 0)
-    assert on_gpu.activations == 2 * (norms + packed + mlp) + states
+    on_gpu = of("cuda", 0)  # which makes the activated gate again, and copies no logits
+    assert on_gpu.activations == 2 * (norms + packed + 2 * 4 * 7 * 16) + states
+    assert on_gpu.logits == 4 * 4 * 10
 
 
 def test_chatglm2_with_all_layers_recomputed_takes_hardly_more_than_its_weights() -> None:
@@ -288,6 +291,51 @@ def test_a_quantised_base_takes_its_bits() -> None:
     assert weight_bytes(published, 2, "fp8") == 2 * rest + 2 * linears + 8 * rows
     assert weight_bytes(published, 2) == 12_487_168_000
     assert weight_bytes(published, 2, "int4") / 1e9 == pytest.approx(3.92, abs=0.02)
+
+
+def test_processes_share_a_base_but_for_the_lm_head_and_what_works() -> None:
+    """l 2, n 2, g 1, d 4, h 8, f 16, v 10 in float32, the embedding as large as the LM head, and a
+    norm of 8 numbers behind the layers."""
+    linears = 2 * (2 * 8 * 8 + 2 * 4 * 8 + 3 * 16 * 8)
+    geometry = Geometry(2, 2, 1, 4, 8, 10, 99, linears + 2 * 80 + 8, ffn_size=16)
+    outside, layer = 4 * 88, 4 * linears // 2
+    for processes in (2, 4):
+        shared = (4 * linears + outside) // processes
+        assert weight_bytes(geometry, 4, processes=processes) == (
+            4 * 80 + shared + outside + 2 * layer
+        )
+    assert weight_bytes(geometry, 4, processes=1) == 4 * geometry.parameters
+    # an embedding on the host is no process's, and int4 layers take half a byte and a scale a row
+    rows = 2 * (8 + 2 * 4 + 8 + 2 * 16 + 8)
+    small = linears // 2 + 4 * rows
+    found = weight_bytes(geometry, 2, "int4", on_host=80, processes=2)
+    assert found == 2 * 80 + (small + 2 * 8) // 2 + 2 * 8 + small
+    encoder = Geometry(2, 2, 2, 4, 8, 10, 99, 2 * 512 + 80 + 792, causal=False, ffn_size=16)
+    linears = 2 * (4 * 64 + 2 * 128)
+    shared = 4 * encoder.parameters // 2
+    assert weight_bytes(encoder, 4, processes=2) == shared + 4 * (80 + 792) + 4 * linears
+
+
+def test_a_shared_base_leaves_room_for_activations() -> None:
+    """What the layers keep is no less, but fewer must be computed again for the same memory."""
+    found = [
+        by_layers(
+            CHATGLM2,
+            MicroBatch((120,) * 16, 1200),
+            prefix=128,
+            trainable=1_835_008,
+            device="cuda",
+            dtype="bfloat16",
+            processes=processes,
+        )
+        for processes in (1, 4)
+    ]
+    for alone, shared in zip(*found, strict=True):
+        assert alone.activations == shared.activations
+        assert alone.total - shared.total == alone.weights - shared.weights > 7 * 2**30
+    counts = [layers_to_recompute("auto", estimates, 14 * 2**30) for estimates in found]
+    assert counts[0] > 20
+    assert counts[1] == 0
 
 
 def test_quantised_layers_are_made_again_while_they_work() -> None:

@@ -16,7 +16,7 @@ from ptkit.batching import Order
 from ptkit.components import TaskHead
 from ptkit.engine.environment import describe
 from ptkit.engine.figures import Answers, Result, Steps, Work
-from ptkit.engine.fitting import compiles, set_up
+from ptkit.engine.fitting import compiles, set_up, told_if_not_compiled
 from ptkit.engine.generate import generate
 from ptkit.engine.loading import build_head, load_model
 from ptkit.engine.matmuls import MatmulRate, measure_matmuls, step_flops
@@ -178,7 +178,7 @@ class Bench:
         )
         self.fit = set_up(training, self.backbone, self.settings.tokens_per_micro_batch)
         self.reporter.stage(f"memory: {self.fit}")
-        with PeakMemory(self.device) as memory:
+        with PeakMemory(self.device) as memory, told_if_not_compiled(training):
             clock = Clock(self.reporter, self.total)
             train(training, clock, Progress())
             synchronize(self.device)

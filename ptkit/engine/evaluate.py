@@ -71,8 +71,9 @@ def predict(
 ) -> list[Any]:
     """One prediction a record, in order.
 
-    The records are dealt over ``processes``, each of which gets all predictions; ``progress`` is
-    that of this one's share.
+    The records are dealt over ``processes``, each of which gets all predictions. ``progress`` gets
+    how many rows of all are answered: as if the others had got as far as this one, which has about
+    as much to do, and the total once they have.
     """
     outputs: list[Any] = []
     records, store, answer = part.records or [], part.rows, head.limits().answer
@@ -85,8 +86,9 @@ def predict(
         for start in range(0, len(rows), at_once):
 
             def show(done: int, start: int = start) -> None:
-                if progress is not None:
-                    progress(start + done, len(rows))
+                reached = (start + done) * len(store) // len(rows)
+                if progress is not None and (processes.size == 1 or reached < len(store)):
+                    progress(reached, len(store))
 
             some = rows[start : start + at_once]
             outputs += predict_rows(model, head, module, some, show, part.origins)
@@ -100,6 +102,8 @@ def predict(
     if processes.size == 1:
         return found
     every = processes.gather(list(zip(own, found, strict=True)))
+    if progress is not None:
+        progress(len(store), len(store))
     return [prediction for _, prediction in sorted(chain(*every), key=itemgetter(0))]
 
 

@@ -4,13 +4,16 @@ the backward pass, and whether layers are compiled."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ptkit.batching import micro_batches
-from ptkit.engine.attention import has_kernels
+from ptkit.engine.blocks import has_kernels
 from ptkit.engine.model import pick_device
+from ptkit.engine.outofmemory import causes
 from ptkit.engine.train import Training
+from ptkit.errors import PtkitError
 from ptkit.memory import Fit, MicroBatch, by_layers, largest, memory_of_machine
 from ptkit.models import Backbone
 from ptkit.recipe import TrainSettings
@@ -39,8 +42,7 @@ def set_up(training: Training, backbone: Backbone, tokens: int) -> Fit:
     work if that is worth it."""
     found, model = fit(training, backbone, tokens), training.model
     model.recompute_layers(found.memory.recomputed)
-    chosen = compiles(training.settings, training.total, model.device)
-    if chosen and training.processes.lock_step is None:
+    if _compiled(training):
         model.compile_layers()
         model.use_graphs()
     return found
@@ -53,9 +55,66 @@ def compiles(settings: TrainSettings, steps: int | None, device: torch.device) -
     return chosen and has_kernels(device)
 
 
+def _compiled(training: Training) -> bool:
+    """Whether `set_up` compiles. A hook that brings processes together can't be."""
+    chosen = compiles(training.settings, training.total, training.model.device)
+    return chosen and training.processes.lock_step is None
+
+
+@contextmanager
+def told_if_not_compiled(training: Training) -> Iterator[None]:
+    """Turn a failure of what `set_up` had compiled, or of capturing a CUDA graph of it, into a line
+    that says how to do without.
+
+    Memory that ran out meanwhile has been told by then (`outofmemory.told_as`), a head's fault too
+    (`isolation.blamed`). Whatever else is raised passes through, such as what a kernel of ours
+    raises inside a compiled layer: that fails without a compiler as well.
+    """
+    try:
+        yield
+    except PtkitError:
+        raise
+    except Exception as error:
+        if not _compiled(training):
+            raise
+        reason: BaseException = error
+        if _is_of_compiler(error):
+            what = "torch.compile"
+        elif any(isinstance(e, RuntimeError) and "captur" in str(e) for e in causes(error)):
+            # what ends the capture fails too, and hides the reason
+            what, reason = "capturing a CUDA graph of a step", error.__context__ or error
+        else:
+            raise
+        while isinstance(inner := getattr(reason, "inner_exception", None), Exception):
+            reason = inner
+        first = next((line.strip() for line in str(reason).splitlines() if line.strip()), "")
+        text = f"{type(reason).__name__}: {first}".removesuffix(": ")
+        raise PtkitError(f"{what} failed ({text}); set train.compile = false") from error
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    """Whether torch.compile raised it, or, below the last of our functions, what it runs: compilers
+    of kernels and of C++ code start as late as with a kernel's first call."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    if isinstance(error, TorchDynamoException):
+        return True
+    if isinstance(error, torch.AcceleratorError):  # of a device, maybe long after its cause
+        return False
+    frame, below = error.__traceback__, False
+    while frame is not None:
+        module = str(frame.tb_frame.f_globals.get("__name__"))
+        if module.startswith("ptkit"):
+            below = False
+        elif module.startswith("torch._inductor"):
+            below = True
+        frame = frame.tb_next
+    return below
+
+
 def fit(training: Training, backbone: Backbone, tokens: int) -> Fit:
     """How training fits into the memory that is there, by the micro-batches of its first 500 steps
-    with up to ``tokens`` tokens."""
+    with up to ``tokens`` tokens; of the base, what this process has of it counts."""
     model, geometry = training.model, training.model.geometry
     device, prefix = model.device.type, training.trainable.prefix.length
     batch = largest(_micro_batches(training, tokens), geometry, prefix, device)
@@ -68,6 +127,7 @@ def fit(training: Training, backbone: Backbone, tokens: int) -> Fit:
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=backbone.quantization,
         on_host=backbone.parameters_on_host if device == "cuda" else 0,
+        processes=1 if training.processes.lock_step is None else training.processes.size,
     )
     gpu = free_memory() if device == "cuda" else None
     name, available = gpu or ("CPU of this computer", memory_of_machine())

@@ -155,7 +155,8 @@ def _within_memory(
     prefill: int,
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Finish the requests; each time that memory runs out, with half as many slots."""
+    """Finish the requests; each time that memory runs out, with half as many slots. `LockStep` of
+    `ptkit.engine.sharding` refuses that where it would leave other processes behind."""
     while requests:
         try:
             Batch(model, requests, sampling, slots, prefill, progress).run()
@@ -169,7 +170,7 @@ def _within_memory(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _log.warning("out of memory while decoding: going on with %d rows at once", slots)
+        _log.warning("out of memory while decoding: trying again with %d rows at once", slots)
         requests = [request for request in requests if not request.ended]
 
 

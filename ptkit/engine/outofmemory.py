@@ -31,15 +31,27 @@ class OutOfMemory(PtkitError):
         self.groups = groups
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what led to it, as far as a traceback would show it; torch's compilers keep
+    what failed in them in an attribute."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        context = None if seen.__suppress_context__ else seen.__context__
+        inner = getattr(seen, "inner_exception", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__ or context
+
+
 @contextmanager
 def told_as(
     rows: Sequence[EncodedRow], store: RowStore, *, tokens: int, groups: int
 ) -> Iterator[None]:
-    """Turn what torch raises when memory runs out into an `OutOfMemory` for these rows."""
+    """Turn what torch raises when memory runs out, while it compiles or captures a graph too, into
+    an `OutOfMemory` for these rows."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not any(map(out_of_memory, causes(error))):
             raise
         record, real = rows[0].record, sum(len(row.tokens) for row in rows)
         where = f"record {record}" if store.origins is None else str(store.origins[record])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from subprocess import CalledProcessError
+
 import torch
 from torch import Tensor
 
 from ptkit.engine.attention import KeyValue
 from ptkit.engine.model import Model
-from ptkit.errors import CheckpointError
+from ptkit.errors import CheckpointError, PtkitError
 from ptkit.records import EncodedRow, Row
 
 LENGTHS = (3, 5)  # tokens of the two rows
@@ -22,7 +24,8 @@ def probe(model: Model) -> None:
     Two short rows with a random prefix must get other states than without it, a gradient must reach
     every key and value, the untouched model must be as it was, and a row's states must not depend
     on the rows that it is packed with. A layer that calls no attention function, mixes tokens in
-    another way, or counts positions by itself is found here, not after hours of training.
+    another way, or counts positions by itself is found here, not after hours of training. Raises
+    `PtkitError` if Triton can't build our kernels, which are first used here.
     """
     name = type(model.body).__name__
     rows, prefix = _rows(model), _prefix(model)
@@ -35,8 +38,15 @@ def probe(model: Model) -> None:
             changed.square().sum().backward()
         with model.using(None), torch.no_grad():
             again = model.states(rows).hidden.float()
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (CalledProcessError, OSError, RuntimeError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
+        if _while_building(error):
+            raise PtkitError(
+                f"Triton can't build the kernels for this GPU ({reason}); install a C compiler, "
+                "such as gcc, and Python's header files, or name another one in the variable CC"
+            ) from error
+        if isinstance(error, CalledProcessError | OSError):
+            raise
         raise CheckpointError(
             f"{name}: a forward pass with a prefix failed ({reason}); this model is not supported"
         ) from None
@@ -65,6 +75,16 @@ def probe(model: Model) -> None:
         )
     if problems:
         raise CheckpointError(f"{name}: {'; '.join(problems)}; this model is not supported")
+
+
+def _while_building(error: BaseException) -> bool:
+    """Whether Triton was calling its C compiler."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") == "triton.runtime.build":
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def _rows(model: Model) -> list[EncodedRow]:

@@ -20,7 +20,7 @@ from ptkit.engine.checkpoint import (
 )
 from ptkit.engine.endings import explain_not_finite, how_to_resume
 from ptkit.engine.evaluate import evaluate_loss, predict
-from ptkit.engine.fitting import set_up
+from ptkit.engine.fitting import set_up, told_if_not_compiled
 from ptkit.engine.loading import build_head, load_model
 from ptkit.engine.model import pick_device
 from ptkit.engine.opening import describe_run, make_training, open_folder
@@ -286,7 +286,8 @@ class _Run(Watcher):
         started, first = time.perf_counter(), self.progress.step
         self.signals.deferred = True
         try:
-            progress = train(self.training, self, self.progress)
+            with told_if_not_compiled(self.training):
+                progress = train(self.training, self, self.progress)
         except NotFinite as error:
             if not self.processes.leads:
                 raise FailedElsewhere from error

@@ -19,6 +19,7 @@ from ptkit.engine.model import Model
 from ptkit.engine.outofmemory import OutOfMemory
 from ptkit.engine.processes import Processes
 from ptkit.errors import CheckpointError, PtkitError
+from ptkit.isolation import out_of_memory
 from ptkit.records import EncodedRow, Row
 
 
@@ -58,32 +59,62 @@ def shard(model: Model, processes: Processes, device: str) -> LockStep:
 
 
 class LockStep:
-    """Before each forward pass of a model's body, asks all processes to take part in it."""
+    """Before each forward pass of a model's body, asks all processes to take part in it.
+
+    One that leaves a pass before its end, because its memory ran out, can't do it again: the others
+    wait for it inside. It is refused the next pass, which ends it and so the run. Memory that runs
+    out between two passes is nobody else's matter, and the work can be done again.
+    """
 
     def __init__(self, model: Model, processes: Processes) -> None:
         self._model = model
         self._processes = processes
         self._going_along = False
         self._with_gradients = False
+        self._under_way = False
+        # around those of FSDP2, which put the weights together and take them apart
         model.body.register_forward_pre_hook(self._before, prepend=True)
+        model.body.register_forward_hook(self._after)
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if self._going_along:
             return
+        self._check_whole()
         if self._with_gradients and not torch.is_grad_enabled():
             raise RuntimeError("the other processes expect a pass with gradients")
         self._processes.largest(1)
+        self._under_way = True
+
+    def _after(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self._under_way = False
+
+    def _check_whole(self) -> None:
+        """Raise `PtkitError` if this process left the last pass before its end."""
+        if self._under_way:
+            raise self._no_memory()
+
+    def _no_memory(self) -> PtkitError:
+        return PtkitError(
+            f"rank {self._processes.rank}: memory ran out in a pass that all processes take part "
+            "in, and with train.shard_base one of them can't try again with fewer rows; start more "
+            "processes, or lower the limits that the task has for its rows"
+        )
 
     @contextmanager
     def until_all_are_done(self, *, gradients: bool) -> Iterator[None]:
         """A block with any number of forward passes; at its end, go along with what the others
         still do.
 
-        ``gradients``: whether every pass goes backward, too.
+        ``gradients``: whether every pass goes backward, too. Raises `PtkitError` if memory runs out
+        where this process can't try again.
         """
         self._with_gradients = gradients
         try:
             yield
+            self._check_whole()
+            self._with_gradients, self._going_along = False, True
+            while self._processes.largest(0):
+                self._go_along(gradients=gradients)
         except OutOfMemory as error:
             if error.groups == 1:
                 raise
@@ -92,14 +123,12 @@ class LockStep:
                 "once, and with train.shard_base the processes can't try again with fewer; lower "
                 "train.tokens_per_micro_batch"
             ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self._no_memory() from error
         finally:
-            self._with_gradients = False
-        self._going_along = True
-        try:
-            while self._processes.largest(0):
-                self._go_along(gradients=gradients)
-        finally:
-            self._going_along = False
+            self._with_gradients = self._going_along = False
 
     def _go_along(self, *, gradients: bool) -> None:
         model = self._model

@@ -36,7 +36,8 @@ class Failing(Generation):
 
     kill, stop: sends the process SIGKILL or SIGTERM. error, refusal: raises a bug's error, or that
     of bad input. memory: runs out of it, the first time. nan: a loss that is not a number, for the
-    record "record".
+    record "record". memory-in-pass, memory-behind-pass: runs out of it once while it answers, in a
+    layer or in the LM head.
     """
 
     name = "failing-generation"
@@ -54,6 +55,19 @@ class Failing(Generation):
             self.failed = True
             self._fail(FAULT["what"])
         return loss
+
+    def predict(self, model: Any, module: Any, rows: Any) -> Any:
+        rank, what = int(os.environ.get("RANK", "0")), FAULT.get("what", "")
+        if what.startswith("memory-") and FAULT["rank"] == rank and not self.failed:
+            self.failed = True
+            where = model.lm_head if what == "memory-behind-pass" else model.attentions[1]
+
+            def fail(*_: Any) -> None:
+                hook.remove()
+                self._fail("memory")
+
+            hook = where.register_forward_pre_hook(fail)
+        return super().predict(model, module, rows)
 
     def _fail(self, what: str) -> None:
         if what in ("kill", "stop"):

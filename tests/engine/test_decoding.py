@@ -294,7 +294,7 @@ def test_out_of_memory_halves_the_slots_and_goes_on(
         got = model.generate(prompts(), picks, batch_tokens=8 * POSITIONS, progress=finished.append)
     assert got == wanted
     assert sum(finished) == len(LENGTHS)
-    line = "out of memory while decoding: going on with {} rows at once"
+    line = "out of memory while decoding: trying again with {} rows at once"
     assert [record.message for record in caplog.records] == [line.format(4), line.format(2)]
 
 

@@ -262,3 +262,48 @@ def test_memory_that_runs_out_with_a_spread_base_ends_the_run(jobs: Jobs) -> Non
         r"can't try again with fewer; lower train.tokens_per_micro_batch\n",
         second.errors,
     )
+
+
+def test_memory_that_runs_out_in_a_shared_pass_of_answers_ends_the_run(jobs: Jobs) -> None:
+    """The other process waits inside that pass, in the next layer, until this one has ended."""
+    fault = {"rank": 1, "what": "memory-in-pass"}
+    first, second = jobs.run("spread-answers", 2, shard_base=True, fault=fault)
+    assert (first.code, second.code) == (ENDED_BY_OTHERS, 2)
+    warning, line = second.errors.splitlines()
+    assert warning == "out of memory while decoding: trying again with 1 rows at once"
+    assert line == (
+        "rank 1: memory ran out in a pass that all processes take part in, and with "
+        "train.shard_base one of them can't try again with fewer rows; start more processes, or "
+        "lower the limits that the task has for its rows"
+    )
+    assert first.errors.startswith("rank 0 of 2: another process of the run is gone (")
+
+
+def test_a_single_row_that_does_not_fit_into_a_shared_pass_is_told_too(jobs: Jobs) -> None:
+    fault = {"rank": 1, "what": "memory-in-pass"}
+    job = jobs.job("spread-row", train={"shard_base": True}, fault=fault)
+    changed = json.loads(job.read_text())
+    changed["recipe"]["dataset"]["limit"] = {"validation": 2}  # a row for each
+    job.write_text(json.dumps(changed))
+    _, second = share(SCRIPT, job, 2, jobs.root / "errors")
+    assert second.code == 2
+    assert second.errors.startswith("rank 1: memory ran out in a pass that all processes take part")
+
+
+def test_memory_that_runs_out_between_shared_passes_is_no_other_process_s_matter(
+    jobs: Jobs,
+) -> None:
+    fault = {"rank": 1, "what": "memory-behind-pass"}
+    ended = jobs.run("spread-retry", 2, shard_base=True, fault=fault)
+    line = "out of memory while decoding: trying again with 1 rows at once\n"
+    assert ended == [FINE, Ended(0, line)]
+    jobs.check_same("one", "spread-retry")
+
+
+def test_memory_that_runs_out_while_one_process_answers_changes_nothing(jobs: Jobs) -> None:
+    """Each has the whole base: nobody waits inside its passes."""
+    fault = {"rank": 1, "what": "memory-in-pass"}
+    ended = jobs.run("answers", 2, fault=fault)
+    assert [each.code for each in ended] == [0, 0]
+    assert ended[1].errors.startswith("out of memory while decoding: trying again with ")
+    jobs.check_same("one", "answers")

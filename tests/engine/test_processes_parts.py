@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from ptkit.components import TaskHead
+from ptkit.data import Part
+from ptkit.engine.evaluate import predict
 from ptkit.engine.processes import ALONE, Processes, deal, joined, lost_connection
 from ptkit.engine.sharding import LockStep, repeated_layers
 from ptkit.errors import CheckpointError, PtkitError
-from ptkit.records import EncodedRow, Row
+from ptkit.records import EncodedRow, HeadLimits, Row
+from ptkit.rowstore import RowStore
+from ptkit.settings import SourcePath
 from ptkit.testing import tiny_model
 
 from .forked import Ended, share
@@ -48,6 +54,89 @@ with joined("cpu") as processes:
 """
     )
     assert share(script, "", 2, tmp_path) == [FINE, FINE]
+
+
+def test_while_a_layer_works_it_is_whole_and_so_are_the_embeddings(tmp_path: Path) -> None:
+    """In the forward and the backward pass, as `ptkit.memory` takes it; the LM head always is."""
+    script = tmp_path / "whole.py"
+    script.write_text(
+        """
+import torch
+from torch.distributed.tensor import DTensor
+from ptkit.engine.processes import joined
+from ptkit.engine.sharding import shard
+from ptkit.records import EncodedRow, Row
+from ptkit.testing import TinyBackbone, tiny_model
+
+def whole(module):
+    return {name for name, p in module.named_parameters() if not isinstance(p, DTensor)}
+
+with joined("cpu") as processes:
+    model = tiny_model(TinyBackbone(TinyBackbone.Settings(layers=4)))
+    names = {name for name, _ in model.body.named_parameters()}
+    wanted = {name for name in names if "layers." not in name or "layers.1." in name}
+    shard(model, processes, "cpu")
+    assert whole(model.lm_head) and not whole(model.body)
+    seen, attention = [], model.attentions[1]
+    attention.register_forward_hook(lambda *_: seen.append(whole(model.body)))
+    attention.q_proj.register_full_backward_hook(lambda *_: seen.append(whole(model.body)))
+    prefix = torch.zeros(8, 1, model.geometry.kv_groups, 3, model.geometry.head_size)
+    with model.using(prefix.requires_grad_()):
+        model.states([EncodedRow(Row((3, 4, 5)), 0)]).hidden.sum().backward()
+    assert seen == [wanted, wanted], seen
+    assert not whole(model.body)
+"""
+    )
+    assert share(script, "", 2, tmp_path) == [FINE, FINE]
+
+
+class Counting:
+    """A head, as far as `predict` uses it, that answers a record with the number of its rows."""
+
+    def limits(self) -> HeadLimits:
+        return HeadLimits()
+
+    def predict(self, model: Any, module: Any, rows: Sequence[EncodedRow]) -> list[int]:
+        return [1] * len(rows)
+
+    def decode(self, record: Any, rows: Any, outputs: list[int], tokenizer: Any) -> int:
+        return sum(outputs)
+
+
+def test_progress_counts_the_rows_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five records of 1 to 3 rows of three tokens, two rows a batch: each of two processes has four
+    or five of the nine rows, and says that all nine are done when it has everybody's answers."""
+    store, counts = RowStore(), [2, 1, 3, 1, 2]
+    for count in counts:
+        store.append([Row((3, 4, 5))] * count)
+    records: list[Any] = [None] * len(counts)
+    source = SourcePath("v.json", Path("v.json"))
+    part = Part("validation", source, lambda: iter(()), rows=store, records=records)
+    model, head = tiny_model(), cast("TaskHead", Counting())
+    model.batch_tokens = 6
+    gathered: dict[int, Any] = {}
+
+    def predicted(processes: Processes) -> tuple[list[Any], list[tuple[int, int]]]:
+        told: list[tuple[int, int]] = []
+
+        def gather(self: Processes, value: Any) -> list[Any]:
+            told.append((-1, -1))
+            gathered[self.rank] = value
+            return list(gathered.values())
+
+        monkeypatch.setattr(Processes, "gather", gather)
+        tokenizer: Any = None
+        found = predict(
+            model, head, None, part, tokenizer, lambda *both: told.append(both), processes
+        )
+        return found, told
+
+    assert predicted(ALONE) == (counts, [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)])
+    _, told = predicted(Processes(1, 2))  # four rows
+    assert told == [(4, 9), (-1, -1), (9, 9)]
+    found, told = predicted(Processes(0, 2))
+    assert found == counts
+    assert told == [(3, 9), (7, 9), (-1, -1), (9, 9)]
 
 
 def test_layers_that_can_t_be_found_can_t_be_spread() -> None:
