@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptkit.engine.attention import BLOCK
+from ptkit.engine.blocks import BLOCK
 from ptkit.engine.transfer import to_device
 
 TOKENS = 64  # a pack is padded to a multiple of
 BLOCKS = 64  # likewise the table of its blocks
+ROOM_EIGHTHS = 10  # of the first pack's tokens, so that most larger ones find room, too
 
 
 class Pack(NamedTuple):
@@ -29,7 +30,7 @@ class Pack(NamedTuple):
     positions: Tensor
     """[t], as the model counts them"""
     blocks: Tensor | None
-    """As `ptkit.engine.attention.block_table` makes it."""
+    """As `ptkit.engine.blocks.block_table` makes it."""
     token_types: Tensor | None = None
     """[t]"""
     keys: Tensor | None = None
@@ -66,40 +67,46 @@ def padded(pack: Pack) -> Pack:
     )
 
 
+class _Shared:
+    """What goes into and out of every graph, in the same place for all of them: ``room`` tokens."""
+
+    def __init__(self, hidden: Tensor, prefix: Tensor) -> None:
+        self.room = len(hidden) * ROOM_EIGHTHS // 8
+        self.hidden, self.d_hidden = (hidden.new_zeros(self.room, hidden.shape[1]) for _ in "io")
+        self.prefix = prefix.detach().clone().requires_grad_()
+        self.d_prefix = torch.zeros_like(prefix)
+
+
 class _Graph:
     """Both passes over packs of one size."""
 
-    def __init__(self, run: Run, pack: Pack, prefix: Tensor, pool: Any) -> None:
-        self.pack = pack
-        self.prefix = prefix.detach().clone().requires_grad_()
+    def __init__(self, run: Run, pack: Pack, shared: _Shared, pool: Any) -> None:
+        self.pack, self.shared = pack, shared
         self.busy = False
-        self._pass(run)  # compiles and loads what can't be while capturing
+        self.hidden, self._d_hidden = (t[: len(pack.ids)] for t in (shared.hidden, shared.d_hidden))
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         capture: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self._forward, **capture):
-            prefix = self.prefix.view_as(self.prefix)  # a leaf would tie its gradient to a stream
-            hidden = run(self.pack, prefix)
-        self._d_hidden = torch.zeros_like(hidden)
+            prefix = shared.prefix.view_as(
+                shared.prefix
+            )  # a leaf would tie its gradient to a stream
+            states = run(pack, prefix)
+            self.hidden.copy_(states.detach())
         with torch.cuda.graph(self._backward, **capture):
-            (self._d_prefix,) = torch.autograd.grad(hidden, prefix, self._d_hidden)
-        self._hidden = hidden.detach()
-
-    def _pass(self, run: Run) -> None:
-        prefix = self.prefix.view_as(self.prefix)
-        hidden = run(self.pack, prefix)
-        torch.autograd.grad(hidden, prefix, torch.zeros_like(hidden))
+            (d_prefix,) = torch.autograd.grad(states, prefix, self._d_hidden)
+            shared.d_prefix.copy_(d_prefix)
 
     def forward(self, pack: Pack, prefix: Tensor) -> Tensor:
-        for kept, given in zip((*self.pack, self.prefix), (*pack, prefix), strict=True):
+        for kept, given in zip((*self.pack, self.shared.prefix), (*pack, prefix), strict=True):
             if kept is not None and given is not None:
                 kept.copy_(to_device(given, kept.device))
         self._forward.replay()
-        return self._hidden
+        return self.hidden
 
     def backward(self, d_hidden: Tensor) -> Tensor:
         self._d_hidden.copy_(d_hidden)
         self._backward.replay()
-        return self._d_prefix.clone()
+        return self.shared.d_prefix.clone()
 
 
 class _Replay(torch.autograd.Function):
@@ -107,7 +114,7 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, prefix: Tensor, pack: Pack, graph: _Graph) -> Tensor:
         ctx.graph = graph
         graph.busy = True
-        return graph.forward(pack, prefix).view_as(graph._hidden)
+        return graph.forward(pack, prefix).view_as(graph.hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -123,6 +130,7 @@ class Graphs:
         self._run = run
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._shared: _Shared | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -147,11 +155,26 @@ class Graphs:
         key = (*[None if t is None else tuple(t.shape) for t in pack], tuple(prefix.shape))
         if key not in self._graphs:
             try:
-                graph = _Graph(self._run, pack.to(prefix.device), prefix, self._pool)
+                self._graphs[key] = self._made(pack.to(prefix.device), prefix)
             except torch.OutOfMemoryError:
                 self._graphs.clear()  # a smaller pack may fit without them
+                self._shared = None
                 raise
-            self._graphs[key] = graph
         apply: Any = _Replay.apply
         hidden: Tensor = apply(prefix, pack, self._graphs[key])
         return hidden[:tokens]
+
+    def _made(self, pack: Pack, prefix: Tensor) -> _Graph:
+        hidden = self._tried(pack, prefix)
+        shared = self._shared
+        if shared is None or shared.room < len(hidden) or shared.prefix.shape != prefix.shape:
+            shared = self._shared = _Shared(hidden, prefix)  # older graphs keep theirs
+        return _Graph(self._run, pack, shared, self._pool)
+
+    def _tried(self, pack: Pack, prefix: Tensor) -> Tensor:
+        """The states [t, h] of a whole pass, which compiles and loads what can't be while
+        capturing."""
+        prefix = prefix.detach().requires_grad_()
+        hidden = self._run(pack, prefix)
+        torch.autograd.grad(hidden, prefix, torch.zeros_like(hidden))
+        return hidden.detach()

@@ -1,23 +1,28 @@
-"""When steps are compiled and replayed, and how packs are padded for it; the graphs themselves are
-tried on GPUs (`test_rowdropout.py`, `test_cuda.py`)."""
+"""When steps are compiled and replayed, how packs are padded for it, and what replays give."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ptkit.engine import fitting
+from ptkit.engine import graphs as graphs_module
 from ptkit.engine import model as model_module
-from ptkit.engine.attention import block_table
+from ptkit.engine.blocks import block_table
 from ptkit.engine.fitting import STEPS_WORTH_COMPILING, compiles
 from ptkit.engine.graphs import BLOCKS, TOKENS, Pack, padded
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.session import run
 from ptkit.recipe import Recipe, TrainSettings
+from ptkit.records import EncodedRow, Row
 from ptkit.testing import TinyBackbone
 
 CPU = torch.device("cpu")
@@ -104,3 +109,74 @@ def test_padding_changes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
         found = model._pass_with(padded(pack).to(device), stacked)
     assert bool(found.isfinite().all())
     torch.testing.assert_close(found[:16], wanted, atol=1e-6, rtol=0)
+
+
+class Recorded(TorchDispatchMode):
+    """Stands for a CUDA graph on the CPU: keeps the operators of a pass, and runs them again on the
+    same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, made))
+        return made
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, made in self.calls:
+                again = func(*args, **kwargs)
+                pairs = zip(tree_leaves(made), tree_leaves(again), strict=True)
+                for old, new in pairs:
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                        old.detach().copy_(new)
+
+
+@pytest.fixture
+def graphs_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU, or else the CPU with `Recorded` in the place of CUDA graphs, and the kernels in
+    Triton's interpreter."""
+    monkeypatch.setattr(graphs_module, "TOKENS", 8)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    pytest.importorskip("triton")
+    monkeypatch.setattr(model_module, "has_kernels", lambda device: True)
+    monkeypatch.setattr(graphs_module, "BLOCKS", 1)  # the interpreter is slow
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return CPU
+
+
+def test_replayed_graphs_give_the_same_states_and_gradients(graphs_device: torch.device) -> None:
+    """Packs of several sizes, one larger than the first left room for, and a shorter prefix."""
+    backbone = TinyBackbone(TinyBackbone.Settings(layers=1))
+    loaded = backbone.load(graphs_device.type, "float32")
+    model = Model(loaded, backbone.geometry, pad_id=0, eos_id=2)
+
+    def passes() -> list[tuple[Tensor, Tensor]]:
+        found = []
+        for index, (length, *lengths) in enumerate([(5, 3, 9), (5, 30), (5, 4, 7), (4, 3, 9)]):
+            prefix = PrefixEncoder(backbone.geometry, length)
+            prefix.initialize(std=1.0, seed=index)
+            stacked = prefix.to(graphs_device).stacked().detach().requires_grad_()
+            rows = [
+                EncodedRow(Row(tuple(5 + (index + i) % 50 for i in range(n))), 0) for n in lengths
+            ]
+            with model.using(stacked):
+                hidden = model.states(rows).hidden
+                wanted = torch.arange(hidden.numel()).sin().view_as(hidden).to(hidden)
+                (gradient,) = torch.autograd.grad((hidden * wanted).sum(), stacked)
+            assert float(gradient.norm()) > 1e-3
+            found.append((hidden.detach().clone(), gradient))
+        return found
+
+    wanted = passes()
+    model.use_graphs()
+    found = passes()
+    assert model._graphs is not None
+    assert len(model._graphs) == 3
+    for pair, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(pair, exact, atol=1e-4, rtol=1e-5)
