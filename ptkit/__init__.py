@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Transform,
     )
     from ptkit.engine.adapter import Adapter, load_adapter
+    from ptkit.engine.attention import merged_attention
     from ptkit.engine.frozen import (
         Float8Linear,
         Int4Group64Linear,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ptkit.engine.model import Model
     from ptkit.engine.session import RunResult, run
     from ptkit.engine.states import States
+    from ptkit.engine.swiglu import swiglu
     from ptkit.engine.transfer import to_device
     from ptkit.engine.tuned import Tuned, load
     from ptkit.errors import (
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ptkit.components": "DatasetFormat Loss Metric RowMetric TaskHead Tracker Transform",
     "ptkit.engine.adapter": "Adapter load_adapter",
+    "ptkit.engine.attention": "merged_attention",
     "ptkit.engine.frozen": (
         "Float8Linear Int4Group64Linear Int4Group128Linear Int4Linear Int8Linear QuantizedLinear "
         "quantize_linears"
@@ -99,6 +102,7 @@ _HOMES = {
     "ptkit.engine.model": "Model",
     "ptkit.engine.session": "RunResult run",
     "ptkit.engine.states": "States",
+    "ptkit.engine.swiglu": "swiglu",
     "ptkit.engine.transfer": "to_device",
     "ptkit.engine.tuned": "Tuned load",
     "ptkit.errors": "CheckpointError DataError PluginError PtkitError RecipeError suggestion",
@@ -184,6 +188,7 @@ __all__ = [
     "hookimpl",
     "load",
     "load_adapter",
+    "merged_attention",
     "quantize_linears",
     "quantize_rows",
     "read_json_rows",
@@ -194,6 +199,7 @@ __all__ = [
     "shown_keys",
     "shown_value",
     "suggestion",
+    "swiglu",
     "text_problem",
     "to_device",
     "token_loss",

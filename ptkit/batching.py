@@ -11,6 +11,7 @@ import numpy as np
 
 WEIGHTS_AT_ONCE = 2**24  # numbers of a quantised weight that are made again at once
 LOGITS_AT_ONCE = 2**25  # numbers that the LM head's loss makes at a time; 128 MiB in float32
+WITHOUT_COPIES = 4  # times as many where a kernel makes the loss, which needs no copies of them
 
 
 class Order:

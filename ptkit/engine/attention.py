@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ptkit.engine.operators import has_triton
+from ptkit.engine.blocks import attend_blocks, attend_merged_blocks
 from ptkit.errors import CheckpointError
 
 IMPLEMENTATION = "ptkit"
 NO_PREFIX = -1
-BLOCK = 64  # queries or keys of one row that a kernel takes at a time
 # What models hand through to the attention function that changes no result here.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -67,6 +66,33 @@ class Scores(NamedTuple):
     """c bends a score x to c·tanh(x / c) before the mask (Gemma 2)."""
 
 
+class Merged(NamedTuple):
+    """What one linear made for all heads, [b, s, (n + 2g)·d] of n queries, g keys and g values, not
+    yet turned by their positions."""
+
+    projected: Tensor
+    heads: int
+    groups: int
+    cos: Tensor
+    """[b, s, r/2]: of the angle of each pair of neighbouring numbers, the first r of a head."""
+    sin: Tensor
+
+    def turned(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[b, n, s, d] queries, [b, g, s, d] keys and values."""
+        lines = self.projected.unflatten(-1, (self.heads + 2 * self.groups, -1)).transpose(1, 2)
+        query, key, value = lines.split((self.heads, self.groups, self.groups), 1)
+        return self._turned(query), self._turned(key), value
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """The rotary embedding (Su et al., 2021, arXiv:2104.09864) in x's own type, as GLM has
+        it."""
+        cos, sin = (t[:, None].repeat_interleave(2, dim=-1) for t in (self.cos, self.sin))
+        kept = x[..., cos.shape[-1] :]
+        x = x[..., : cos.shape[-1]]
+        across = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+        return torch.cat((x * cos + across * sin, kept), dim=-1)
+
+
 class Layout(ABC):
     """How the rows of a forward pass lie in its tensors, and which prefix each row sees."""
 
@@ -80,6 +106,10 @@ class Layout(ABC):
         self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
         """[b, n, s, d] queries, [b, g, k, d] keys and values -> [b, s, n, d] attended values."""
+
+    def attend_merged(self, merged: Merged, prefix: KeyValue | None, scores: Scores) -> Tensor:
+        """`attend` of what ``merged`` holds, after its rotary embedding."""
+        return self.attend(*merged.turned(), prefix, scores)
 
 
 def row_mask(queries: int, keys: int, prefix: int, *, causal: bool, window: int | None) -> Tensor:
@@ -155,6 +185,11 @@ class PackedRows(Layout):
             return self._attend_rows(query, key, value, prefix, scores)
         return attend_blocks(query, key, value, prefix, scores, self._blocks, causal=self.causal)
 
+    def attend_merged(self, merged: Merged, prefix: KeyValue | None, scores: Scores) -> Tensor:
+        if self._blocks is None or merged.projected.dtype == torch.float64:
+            return super().attend_merged(merged, prefix, scores)
+        return attend_merged_blocks(merged, prefix, scores, self._blocks, causal=self.causal)
+
     def _attend_rows(
         self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
     ) -> Tensor:
@@ -183,49 +218,6 @@ class PackedRows(Layout):
             seen = row_mask(length, length, prefix, causal=self.causal, window=window)
             self._masks[name] = _additive(seen, query)
         return self._masks[name]
-
-
-def block_table(lengths: Sequence[int], prefix_of_row: Sequence[int]) -> Tensor:
-    """[blocks, 4] of int32: where a block starts, its row's end, its row's start, its prefix.
-
-    >>> block_table([3, 65], [0, -1]).tolist()
-    [[0, 3, 0, 0], [3, 68, 3, -1], [67, 68, 3, -1]]
-    """
-    blocks = []
-    first = 0
-    for length, prefix in zip(lengths, prefix_of_row, strict=True):
-        end = first + length
-        blocks += [(start, end, first, prefix) for start in range(first, end, BLOCK)]
-        first = end
-    return torch.tensor(blocks, dtype=torch.int32)
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether packed rows on ``device`` go through Triton, which torch brings along on Linux."""
-    return device.type == "cuda" and has_triton()
-
-
-def attend_blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix: KeyValue | None,
-    scores: Scores,
-    blocks: Tensor,
-    *,
-    causal: bool,
-) -> Tensor:
-    """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels."""
-    from ptkit.engine.packed_attention import packed_attention
-
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [t, n, d]
-    if prefix is None:
-        none = key.new_empty(1, key.shape[1], 0, key.shape[3])
-        prefix = none, none
-    window, softcap = scores.window or 0, scores.softcap or 0.0
-    out: Tensor
-    out, _ = packed_attention(q, k, v, *prefix, blocks, scores.scaling, window, softcap, causal)
-    return out[None]
 
 
 class RecordedRow(PackedRows):
@@ -308,26 +300,58 @@ def prefix_attention(
     function, so ``attention_mask`` is None; what a token sees comes from the layout alone. Raises
     `CheckpointError` for a model whose attention computes more than this.
     """
-    if ptkit_layout is None:
-        raise RuntimeError("a ptkit model is called through ptkit.Model, which lays its rows out")
-    _check_plain(module, ptkit_layout, attention_mask, dropout, others)
-    holder = module if ptkit_holder is None else ptkit_holder
-    key_prefix = getattr(holder, _KEY, None)
-    prefix = None if key_prefix is None else (key_prefix, getattr(holder, _VALUE))
+    layout = _checked(module, ptkit_layout, attention_mask, dropout, others)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scaling, sliding_window, softcap)
-    attended = ptkit_layout.attend(query, key, value, prefix, scores)
-    return attended, None
+    holder = module if ptkit_holder is None else ptkit_holder
+    return layout.attend(query, key, value, _prefix_of(holder), scores), None
 
 
-def _check_plain(
+def merged_attention(
     module: nn.Module,
-    layout: Layout,
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    groups: int,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    ptkit_layout: Layout | None = None,
+    **others: Any,
+) -> Tensor:
+    """[b, s, n, d] attended values, for attention modules that project queries, keys and values by
+    one linear and turn pairs of neighbouring numbers (GLM's rotary embedding).
+
+    ``projected``: [b, s, (n + 2g)·d], n = ``heads`` queries, g = ``groups`` keys, g values. ``cos``
+    and ``sin``: [b, s, r/2], the angle of each pair; a head's numbers from r on stay as they are.
+    ``module`` holds the layer's prefix; ``scaling``: d^-0.5 if not given. Pass on the keywords that
+    the module's forward got. On a GPU the embedding and the attention are one operator. Raises
+    `CheckpointError` for keywords that would change the result.
+    """
+    layout = _checked(module, ptkit_layout, attention_mask, 0.0, others)
+    width = projected.shape[-1] // (heads + 2 * groups)
+    scores = Scores(width**-0.5 if scaling is None else scaling)
+    merged = Merged(projected, heads, groups, cos, sin)
+    return layout.attend_merged(merged, _prefix_of(module), scores)
+
+
+def _prefix_of(holder: nn.Module) -> KeyValue | None:
+    key = getattr(holder, _KEY, None)
+    return None if key is None else (key, getattr(holder, _VALUE))
+
+
+def _checked(
+    module: nn.Module,
+    layout: Layout | None,
     attention_mask: Tensor | None,
     dropout: float,
     others: dict[str, Any],
-) -> None:
-    """Raise `CheckpointError` for what would change the result and is not computed here."""
+) -> Layout:
+    """``layout``; raise `CheckpointError` for what would change the result and is not computed
+    here."""
+    if layout is None:
+        raise RuntimeError("a ptkit model is called through ptkit.Model, which lays its rows out")
     extra = [name for name, value in others.items() if value is not None]
     unknown = [name for name in extra if name not in _WITHOUT_EFFECT and name != "is_causal"]
     if attention_mask is not None:
@@ -347,6 +371,7 @@ def _check_plain(
             f"{kind}: is {is_}causal, but its backbone says that it is {as_}causal; use another "
             "backbone.kind"
         )
+    return layout
 
 
 AttentionInterface.register(IMPLEMENTATION, prefix_attention)

@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ptkit.engine.attention import (
-    KeyValue,
-    Layout,
-    PackedRows,
-    Scores,
-    block_table,
-    has_kernels,
-)
+from ptkit.engine.attention import KeyValue, Layout, PackedRows, Scores
+from ptkit.engine.blocks import block_table, has_kernels
 from ptkit.engine.transfer import to_device
 from ptkit.isolation import out_of_memory
 from ptkit.records import Sampling

@@ -2,7 +2,7 @@
 
 Rows lie one after another, without padding and without a copy of the prefix a row; the queries of
 a group share its keys and values in place. A block is up to `BLOCK` queries or keys of one row; the
-table of blocks (`ptkit.engine.attention.block_table`) is all that changes from step to step, so
+table of blocks (`ptkit.engine.blocks.block_table`) is all that changes from step to step, so
 that nothing is compiled anew. Scores and sums are float32, the softmax is the online one of
 FlashAttention (Dao, 2023, arXiv:2307.08691). Sums over heads and over blocks go through partial
 results that are added in a fixed order: results are the same from run to run.
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptkit.engine.attention import BLOCK
+from ptkit.engine.blocks import BLOCK
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def _gradient(
 def queries_backward(
     Q, K, V, PK, PV, OUT, D_OUT, LSE, DELTA, D_Q, BLOCKS,
     scaling, softcap, window, tokens, p,
-    q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
+    q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p, dq_t, dq_n,
     HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr, PRECISION: tl.constexpr,
@@ -196,7 +196,7 @@ def queries_backward(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
         d_q = tl.dot(d_logits.to(k.dtype), k, d_q, input_precision=PRECISION)
-    store(D_Q + head * D, rows, HEADS * D, end, d_q * scaling, D, BD)
+    store(D_Q + head * dq_n, rows, dq_t, end, d_q * scaling, D, BD)
 
 
 @triton.jit

@@ -17,11 +17,10 @@ from ptkit.engine.attention import (
     PackedRows,
     PaddedRows,
     RecordedRow,
-    block_table,
     by_layer,
-    has_kernels,
     set_prefix,
 )
+from ptkit.engine.blocks import block_table, has_kernels
 from ptkit.engine.feeding import Rows
 from ptkit.engine.graphs import Graphs, Pack
 from ptkit.engine.repeated import RepeatedLayers

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ptkit.engine.attention import BLOCK
+from ptkit.engine.blocks import BLOCK
 from ptkit.engine.kernels import (
     dense,
     forward,
@@ -25,7 +25,7 @@ PROGRAMS = 512  # that keep a GPU busy; work on fewer blocks is split over heads
 SPLITS = 64  # of the queries, when the gradients of the prefix are summed
 
 
-def _attend(
+def attended(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -66,7 +66,17 @@ def _attend_shapes(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _attend_backward(
+class Gradients(NamedTuple):
+    """Those of keys and values are parts to be summed, [chunks, t, g, d], None if unwanted; those
+    of the prefix's keys and values are summed, [2, a, g, p, d]."""
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor | None
+    prefix: Tensor
+
+
+def gradients(
     d_out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -80,11 +90,14 @@ def _attend_backward(
     window: int,
     softcap: float,
     causal: bool,
+    *,
+    d_query: Tensor,
     below: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `packed_attention`'s first five arguments.
+) -> Gradients:
+    """The gradients of `attended`'s first five arguments; that of ``query`` goes into ``d_query``
+    [t, n, d].
 
-    ``below``: whether those of query, key and value are wanted; else they are empty.
+    ``below``: whether those of key and value are wanted.
     """
     query, key, value, prefix_key, prefix_value = map(
         dense, (query, key, value, prefix_key, prefix_value)
@@ -96,14 +109,13 @@ def _attend_backward(
     sizes = sizes_of(query, softcap)
     at_once = keys_at_once(sizes["BD"], query.element_size())
     delta = torch.empty_like(lse)
-    d_query = query.new_empty(tokens, heads, width)
     queries_backward[(count, heads)](
         query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, blocks,
         scaling, softcap, window, tokens, p,
-        *strides_of(query, key, value, prefix_key, prefix_value),
+        *strides_of(query, key, value, prefix_key, prefix_value, d_query),
         HEADS=heads, RATIO=ratio, BN=at_once, CAUSAL=causal, WINDOWED=window != 0, **sizes,
     )  # fmt: skip
-    d_key, d_value = query.new_empty(0), query.new_empty(0)
+    d_key = d_value = None
     if below:
         chunks = 1
         while ratio % (2 * chunks) == 0 and count * groups * chunks < PROGRAMS:
@@ -117,19 +129,30 @@ def _attend_backward(
             HEADS=heads, RATIO=ratio, AT_ONCE=ratio // chunks, CAUSAL=causal,
             WINDOWED=window != 0, **{**sizes, "BM": at_once, "BN": BLOCK},
         )  # fmt: skip
-        d_key, d_value = (_summed(t, query.dtype) for t in (d_key, d_value))
     splits = max(1, min(SPLITS, count * ratio))
-    parts = (splits, adapters, groups, p, width)
-    d_prefix = [query.new_empty(parts, dtype=torch.float32) for _ in range(2)]
+    parts = query.new_empty((2, splits, adapters, groups, p, width), dtype=torch.float32)
     if p:
         prefix_backward[(triton.cdiv(p, BLOCK), adapters * groups, splits)](
-            query, prefix_key, prefix_value, d_out, lse, delta, *d_prefix, blocks,
+            query, prefix_key, prefix_value, d_out, lse, delta, *parts, blocks,
             scaling, softcap, tokens, p, count, groups,
             *strides_of(query, prefix_key, prefix_value),
             HEADS=heads, RATIO=ratio, SPLITS=splits, **{**sizes, "BN": BLOCK},
         )  # fmt: skip
-    d_prefix_key, d_prefix_value = (_summed(t, prefix_key.dtype) for t in d_prefix)
-    return d_query, d_key, d_value, d_prefix_key, d_prefix_value
+    return Gradients(d_query, d_key, d_value, parts.sum(1).to(prefix_key.dtype))
+
+
+def _attend_backward(
+    d_out: Tensor, query: Tensor, key: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`gradients` with all sums made; those of key and value are empty unless they are wanted."""
+    *form, below = others
+    d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+    made = gradients(d_out, query, key, *form, d_query=d_query, below=below)
+    none = query.new_empty(0)
+    d_key, d_value = (
+        none if t is None else _summed(t, query.dtype) for t in (made.key, made.value)
+    )
+    return d_query, d_key, d_value, made.prefix
 
 
 def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,7 +165,6 @@ def _attend_backward_shapes(
     key: Tensor,
     value: Tensor,
     prefix_key: Tensor,
-    prefix_value: Tensor,
     *others: Any,
 ) -> tuple[Tensor, ...]:
     below = others[-1]
@@ -150,8 +172,7 @@ def _attend_backward_shapes(
         query.new_empty(query.shape),
         key.new_empty(key.shape if below else 0),
         value.new_empty(value.shape if below else 0),
-        prefix_key.new_empty(prefix_key.shape),
-        prefix_value.new_empty(prefix_value.shape),
+        prefix_key.new_empty(2, *prefix_key.shape),
     )
 
 
@@ -167,10 +188,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]:
     *tensors, blocks = ctx.saved_tensors
     below = any(ctx.needs_input_grad[:3])
-    gradients = packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
+    *made, prefix = packed_attention_backward(d_out, *tensors, blocks, *ctx.form, below)
     wanted = [
         gradient if wanted else None
-        for gradient, wanted in zip(gradients, ctx.needs_input_grad[:5], strict=True)
+        for gradient, wanted in zip(
+            (*made, *prefix.unbind()), ctx.needs_input_grad[:5], strict=True
+        )
     ]
     return (*wanted, *[None] * 5)
 
@@ -178,12 +201,12 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]
 _FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
 packed_attention = register(
-    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
+    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", attended, _attend_shapes
 )
 packed_attention_backward = register(
     "packed_attention_backward",
     f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {_FORM}, bool below)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _attend_backward,
     _attend_backward_shapes,
 )

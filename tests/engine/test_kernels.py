@@ -12,7 +12,8 @@ from ptkit_tasks.generation import Generation
 from torch import Tensor
 
 from ptkit.engine import model as model_module
-from ptkit.engine.attention import NO_PREFIX, PackedRows, Scores, attend_blocks, block_table
+from ptkit.engine.attention import NO_PREFIX, Merged, PackedRows, Scores
+from ptkit.engine.blocks import attend_blocks, attend_merged_blocks, block_table
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import Trainable, step_gradients
@@ -70,6 +71,53 @@ def test_values_and_gradients(case: Any, dtype: torch.dtype, bound: float) -> No
     given = [t.requires_grad_() for t in inputs]
     blocks = block_table(lengths, prefixes).to(DEVICE)
     found = attend_blocks(*given[:3], tuple(given[3:]), scores, blocks, causal=causal)
+    gradients = torch.autograd.grad(found, given, upstream)
+
+    assert relative(found, wanted) < bound
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert relative(got, torch.zeros_like(got) if want is None else want) < bound
+
+
+def rotary_tables(lengths: Any, pairs: int) -> tuple[Tensor, Tensor]:
+    """[1, t, pairs]: cosines and sines of positions 0, 1, … in each row."""
+    positions = torch.cat([torch.arange(length) for length in lengths]).double()
+    angles = positions[:, None] * 10.0 ** -torch.arange(pairs, dtype=torch.float64)
+    return angles.cos()[None], angles.sin()[None]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [
+        (torch.float32, 2e-6),
+        pytest.param(
+            torch.bfloat16,
+            1e-2,
+            marks=pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA GPU"),
+        ),
+    ],
+)
+def test_what_one_linear_makes(case: Any, dtype: torch.dtype, bound: float) -> None:
+    """The rotary embedding in the operator, against it in torch and attention row by row."""
+    lengths, prefixes, heads, groups, size, p, scores, causal = case
+    draw = torch.Generator().manual_seed(0)
+    total = sum(lengths)
+    shapes = [(1, total, (heads + 2 * groups) * size), *[(2, groups, p, size)] * 2]
+    inputs = [torch.randn(shape, generator=draw).to(DEVICE, dtype) for shape in shapes]
+    upstream = torch.randn(1, total, heads, size, generator=draw).to(DEVICE, dtype)
+    tables = [t.to(DEVICE, dtype) for t in rotary_tables(lengths, size // 4)]
+
+    exact = [t.double().requires_grad_() for t in inputs]
+    merged = Merged(exact[0], heads, groups, *[t.double() for t in tables])
+    wanted = PackedRows(lengths, prefixes, causal=causal).attend_merged(
+        merged, (exact[1], exact[2]), scores
+    )
+    wanted_gradients = torch.autograd.grad(wanted, exact, upstream.double(), allow_unused=True)
+
+    given = [t.requires_grad_() for t in inputs]
+    blocks = block_table(lengths, prefixes).to(DEVICE)
+    merged = Merged(given[0], heads, groups, *tables)
+    found = attend_merged_blocks(merged, (given[1], given[2]), scores, blocks, causal=causal)
     gradients = torch.autograd.grad(found, given, upstream)
 
     assert relative(found, wanted) < bound

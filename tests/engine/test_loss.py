@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -106,6 +107,24 @@ def test_no_targets_give_no_losses_but_a_gradient(lm_head: nn.Linear) -> None:
     losses = token_loss(hidden, torch.zeros(0, dtype=torch.long), lm_head)
     assert losses.shape == (0,)
     losses.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1)])
+def test_one_target_a_state(lm_head: nn.Linear, shape: tuple[int, ...]) -> None:
+    targets = torch.zeros(shape, dtype=torch.long)
+    message = f"one target a state: got {list(shape)} targets for states [3, 6]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        token_loss(torch.zeros(3, 6, dtype=torch.float64), targets, lm_head)
+
+
+def test_the_backward_pass_rounds_once(lm_head: nn.Linear) -> None:
+    """A gradient of 1/3 behind the function is not rounded to bf16 before it is multiplied."""
+    lm_head = lm_head.to(torch.bfloat16)
+    hidden = torch.randn(3, 6).bfloat16().requires_grad_()
+    losses = token_loss(hidden, torch.tensor([1, 2, 3]), lm_head)
+    (one,) = torch.autograd.grad(losses.sum(), hidden, retain_graph=True)
+    (third,) = torch.autograd.grad(losses.mean(), hidden)
+    assert third.equal((one.double() / 3).bfloat16())
 
 
 @pytest.mark.parametrize("position", [-1, 2])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -68,31 +68,20 @@ def expected_shapes(config: ChatGLM2Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def native_tensors(
-    name: str, tensor: Tensor, config: ChatGLM2Config
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of GlmForCausalLM that a published one becomes.
-
-    ``query_key_value`` holds query, key and value rows in this order; all others are renamed only.
-    """
+def native_name(name: str) -> str:
+    """The name that a published tensor has in `native_model`."""
     renamed = {
         "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
         "transformer.encoder.final_layernorm.weight": "model.norm.weight",
         "transformer.output_layer.weight": "lm_head.weight",
     }
     if name in renamed:
-        yield renamed[name], tensor
-        return
+        return renamed[name]
     native = name.replace("transformer.encoder.layers.", "model.layers.")
+    native = native.replace("self_attention.query_key_value.", "self_attn.qkv_proj.")
     native = native.replace("self_attention.dense.", "self_attn.o_proj.")
     native = native.replace("mlp.dense_h_to_4h.", "mlp.gate_up_proj.")
-    native = native.replace("mlp.dense_4h_to_h.", "mlp.down_proj.")
-    if "self_attention.query_key_value." not in native:
-        yield native, tensor
-        return
-    sizes = [config.query_size, config.key_value_size, config.key_value_size]
-    for part, rows in zip("qkv", tensor.split(sizes), strict=True):
-        yield native.replace("self_attention.query_key_value.", f"self_attn.{part}_proj."), rows
+    return native.replace("mlp.dense_4h_to_h.", "mlp.down_proj.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -222,12 +211,16 @@ class Target:
 
 
 def native_model(folder: Path, config: ChatGLM2Config, quantization: str) -> GlmForCausalLM:
-    """GlmForCausalLM without values (on torch's meta device), its linears quantised or not."""
+    """GlmForCausalLM without values (on torch's meta device), its linears as published, quantised
+    or not."""
     import torch
     from transformers import GlmForCausalLM
 
+    from ptkit_chatglm2.layers import use_fused
+
     with torch.device("meta"):
         model: GlmForCausalLM = GlmForCausalLM(config.transformers())
+        use_fused(model)
     if quantization != "none":
         ptkit.quantize_linears(model.model.layers, quantization, source=str(folder))
     return model
@@ -255,10 +248,10 @@ def load_native(
         total = len(getters)
         for done, name in enumerate(list(getters), start=1):
             tensor = getters.pop(name)()
-            for native, part in () if name in IGNORED else native_tensors(name, tensor, config):
-                path, _, attribute = native.rpartition(".")
+            if name not in IGNORED:
+                path, _, attribute = native_name(name).rpartition(".")
                 owner = model.get_submodule(path)
-                for own, placed in target.place(owner, attribute, part).items():
+                for own, placed in target.place(owner, attribute, tensor).items():
                     parameter = nn.Parameter(placed.contiguous(), requires_grad=False)
                     setattr(owner, own, parameter)
             if progress is not None:

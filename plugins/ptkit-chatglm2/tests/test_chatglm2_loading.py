@@ -12,8 +12,9 @@ import ptkit_chatglm2
 import pytest
 import torch
 from ptkit_chatglm2.backbone import ChatGLM2
-from ptkit_chatglm2.weights import expected_shapes, native_tensors
+from ptkit_chatglm2.weights import Target, expected_shapes, load_native, native_name
 from safetensors.torch import load_file, save_file
+from transformers import GlmForCausalLM
 
 import ptkit
 
@@ -101,15 +102,36 @@ def test_every_float_type(dtype: str) -> None:
     assert not any(p.requires_grad for p in loaded.body.parameters())
 
 
-def test_the_query_key_value_split() -> None:
-    config = backbone(GOLDEN).config
+def test_queries_keys_and_values_stay_one_linear() -> None:
     name = "transformer.encoder.layers.1.self_attention.query_key_value.bias"
-    parts = dict(native_tensors(name, torch.arange(128.0), config))
-    assert {key: (int(t[0]), len(t)) for key, t in parts.items()} == {
-        "model.layers.1.self_attn.q_proj.bias": (0, 64),
-        "model.layers.1.self_attn.k_proj.bias": (64, 32),
-        "model.layers.1.self_attn.v_proj.bias": (96, 32),
-    }
+    assert native_name(name) == "model.layers.1.self_attn.qkv_proj.bias"
+    attention = backbone(GOLDEN).load("cpu", "float32").attentions[1]
+    assert (attention.heads, attention.groups) == (4, 2)
+    assert attention.qkv_proj.out_features == 64 + 32 + 32
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_other_programs_may_call_the_model_too(implementation: str) -> None:
+    """Logits and cached keys are those of transformers' own attention with the same weights."""
+    made = backbone(GOLDEN)
+    own = load_native(GOLDEN, made.config, Target("cpu", torch.float32))
+    own.set_attn_implementation(implementation)
+    plain = GlmForCausalLM(made.config.transformers()).eval()
+    weights = {}
+    for name, tensor in own.state_dict().items():
+        if ".qkv_proj." not in name:
+            weights[name] = tensor
+            continue
+        for part, rows in zip("qkv", tensor.split([64, 32, 32]), strict=True):
+            weights[name.replace("qkv_proj", f"{part}_proj")] = rows
+    plain.load_state_dict(weights)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        wanted = plain(ids)
+        first = own(ids[:, :3], use_cache=True)
+        last = own(ids[:, 3:], past_key_values=first.past_key_values)
+    found = torch.cat((first.logits, last.logits), dim=1)
+    torch.testing.assert_close(found, wanted.logits, atol=1e-5, rtol=0)
 
 
 def test_a_single_file_loads_too(folder: Path) -> None:

@@ -118,13 +118,11 @@ def test_quantising_while_loading_gives_the_published_weights() -> None:
         assert torch.equal(own.weight_scale, layer.weight_scale), name
 
 
-def test_the_split_follows_the_packed_rows(published: dict[str, torch.Tensor]) -> None:
-    attention = model_of(backbone(INT4)).body.layers[0].self_attn
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    assert [part.out_features for part in parts] == [64, 32, 32]
-    assert torch.equal(torch.cat([part.weight for part in parts]), published[QKV])
-    scales = torch.cat([part.weight_scale for part in parts])
-    assert torch.equal(scales, published[f"{QKV}_scale"].float())
+def test_packed_rows_stay_as_published(published: dict[str, torch.Tensor]) -> None:
+    linear = model_of(backbone(INT4)).body.layers[0].self_attn.qkv_proj
+    assert linear.out_features == 64 + 32 + 32
+    assert torch.equal(linear.weight, published[QKV])
+    assert torch.equal(linear.weight_scale, published[f"{QKV}_scale"].float())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_only_the_linears_of_the_layers_are_quantised(
 ) -> None:
     model = model_of(backbone(BASE, quantization=quantization), dtype)
     found = linears(model)
-    assert len(found) == 4 * 6  # query, key, value, output, both of the MLP
+    assert len(found) == 4 * 4  # one for queries, keys and values, output, both of the MLP
     assert {type(layer) for layer in found.values()} == {getattr(ptkit, kind)}
     inside = {parameter for layer in found.values() for parameter in layer.parameters()}
     others = [p for m in model.frozen_modules() for p in m.parameters() if p not in inside]

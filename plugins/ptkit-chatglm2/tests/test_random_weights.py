@@ -59,10 +59,10 @@ def test_weights_are_normal_norms_one_and_biases_zero() -> None:
     biases = [t for name, t in found.items() if name.endswith("bias")]
     assert len(norms) == 2 * 2 + 1
     assert all(bool((t == 1).all()) for t in norms)
-    assert len(biases) == 2 * 3
+    assert len(biases) == 2
     assert all(bool((t == 0).all()) for t in biases)
     others = [t for name, t in found.items() if t.dim() == 2]
-    assert len(others) == 2 + 2 * 6
+    assert len(others) == 2 + 2 * 4
     for tensor in others:
         # the deviation of n numbers is within 5/√(2n) of the truth, their mean within 5/√n
         spread = tensor.numel() ** -0.5
