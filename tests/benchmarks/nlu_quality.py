@@ -398,7 +398,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384, help="of a micro-batch")
     parser.add_argument("--prefix-rate", type=float, default=3e-2)
     parser.add_argument("--head-rate", type=float, default=1e-3)
-    parser.add_argument("--backbone-dropout", type=float, default=0.1, help="in ptkit's base")
+    parser.add_argument("--backbone-dropout", type=float, default=0.0, help="in ptkit's base")
     parser.add_argument(
         "--graphs",
         action=argparse.BooleanOptionalAction,
