@@ -38,12 +38,8 @@ CASES = {
 }
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-9))
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize(
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+every_type = pytest.mark.parametrize(
     ("dtype", "bound"),
     [
         (torch.float32, 2e-6),
@@ -54,6 +50,14 @@ def relative(found: Tensor, wanted: Tensor) -> float:
         ),
     ],
 )
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-9))
+
+
+@every_case
+@every_type
 def test_values_and_gradients(case: Any, dtype: torch.dtype, bound: float) -> None:
     lengths, prefixes, heads, groups, size, p, scores, causal = case
     draw = torch.Generator().manual_seed(0)
@@ -85,18 +89,8 @@ def rotary_tables(lengths: Any, pairs: int) -> tuple[Tensor, Tensor]:
     return angles.cos()[None], angles.sin()[None]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize(
-    ("dtype", "bound"),
-    [
-        (torch.float32, 2e-6),
-        pytest.param(
-            torch.bfloat16,
-            1e-2,
-            marks=pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA GPU"),
-        ),
-    ],
-)
+@every_case
+@every_type
 def test_what_one_linear_makes(case: Any, dtype: torch.dtype, bound: float) -> None:
     """The rotary embedding in the operator, against it in torch and attention row by row."""
     lengths, prefixes, heads, groups, size, p, scores, causal = case
