@@ -215,9 +215,10 @@ def estimate(
     if recomputed == shape.layers:
         layer += layer_bytes(shape, batch, prefix, size, device)
     saved = saved_bytes(shape, batch, prefix, size, device, recomputed=recomputed)
-    copies, times = (0, WITHOUT_COPIES) if device == "cuda" else (8, 1)
+    by_kernel = device == "cuda"
+    times = WITHOUT_COPIES if by_kernel else 1
     at_once = min(batch.targets, max(1, times * LOGITS_AT_ONCE // shape.vocab_size))
-    number = copies + (size if size < 4 or not copies else 0)
+    number = size if by_kernel else 8 if size == 4 else 8 + size
     return Memory(
         device,
         dtype,

@@ -136,14 +136,6 @@ class RowStore:
         ends = self._ends["tokens"]
         return ends[index + 1] - ends[index]
 
-    def cut(self, index: int) -> int:
-        """The number of tokens of a row's record that were left out."""
-        return self._cut[index]
-
-    def cut_targets(self, index: int) -> int:
-        """How many of those were to be trained on."""
-        return self._cut_targets[index]
-
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """`length` of every row."""
@@ -152,12 +144,12 @@ class RowStore:
 
     @property
     def cuts(self) -> npt.NDArray[np.int64]:
-        """`cut` of every row."""
+        """Of every row, the number of tokens of its record that were left out."""
         return np.array(self._cut, np.int64)
 
     @property
     def target_cuts(self) -> npt.NDArray[np.int64]:
-        """`cut_targets` of every row."""
+        """How many of those were to be trained on."""
         return np.array(self._cut_targets, np.int64)
 
     def labels(self, index: int) -> tuple[int, ...]:

@@ -205,7 +205,7 @@ def test_a_split_holds_rows_out_of_a_streamed_file(
 def test_a_check_keeps_lengths_only() -> None:
     store = RowStore(keep=False)
     store.append([Row((5, 6, 7), cut=2, cut_targets=1)])
-    assert (store.length(0), store.cut(0), store.cut_targets(0)) == (3, 2, 1)
+    assert (store.length(0), store.cuts[0], store.target_cuts[0]) == (3, 2, 1)
     with pytest.raises(ValueError, match="keeps lengths only"):
         store[0]
     whole = RowStore()

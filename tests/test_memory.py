@@ -33,6 +33,12 @@ from ptkit.testing import TinyBackbone, tiny_model
 LENGTHS = (40, 60, 100, 25)
 PREFIX = 16
 CHATGLM2 = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
+PUBLISHED: Any = {
+    "prefix": 128,
+    "trainable": 1_835_008,
+    "device": "cuda",
+    "dtype": "bfloat16",
+}
 
 
 def backbone(*, causal: bool, buckets: int = 500) -> TinyBackbone:
@@ -236,10 +242,7 @@ def test_chatglm2_with_all_layers_recomputed_takes_hardly_more_than_its_weights(
         estimate(
             CHATGLM2,
             batch,
-            prefix=128,
-            trainable=1_835_008,
-            device="cuda",
-            dtype="bfloat16",
+            **PUBLISHED,
             recomputed=recomputed,
         )
         for recomputed in (0, 28)
@@ -279,18 +282,17 @@ def test_the_largest_micro_batch() -> None:
 
 
 def test_a_quantised_base_takes_its_bits() -> None:
-    """ChatGLM2-6B: 3.92 GB in int4, as the published checkpoint and the loaded weights do."""
-    published = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
+    """ChatGLM2-6B: 3.92 GB in int4, as the CHATGLM2 checkpoint and the loaded weights do."""
     linears = 28 * 4096 * (4096 + 512 + 4096 + 3 * 13696)
     rows = 28 * (4096 + 512 + 4096 + 2 * 13696 + 4096)
     rest = 6_243_584_000 - linears
-    assert weight_bytes(published, 2, "int4") == 2 * rest + linears // 2 + 4 * rows
-    assert weight_bytes(published, 2, "int8") == 2 * rest + linears + 4 * rows
+    assert weight_bytes(CHATGLM2, 2, "int4") == 2 * rest + linears // 2 + 4 * rows
+    assert weight_bytes(CHATGLM2, 2, "int8") == 2 * rest + linears + 4 * rows
     grouped = 2 * rest + linears // 2 + 2 * linears // 128
-    assert weight_bytes(published, 2, "int4-g128") == grouped
-    assert weight_bytes(published, 2, "fp8") == 2 * rest + 2 * linears + 8 * rows
-    assert weight_bytes(published, 2) == 12_487_168_000
-    assert weight_bytes(published, 2, "int4") / 1e9 == pytest.approx(3.92, abs=0.02)
+    assert weight_bytes(CHATGLM2, 2, "int4-g128") == grouped
+    assert weight_bytes(CHATGLM2, 2, "fp8") == 2 * rest + 2 * linears + 8 * rows
+    assert weight_bytes(CHATGLM2, 2) == 12_487_168_000
+    assert weight_bytes(CHATGLM2, 2, "int4") / 1e9 == pytest.approx(3.92, abs=0.02)
 
 
 def test_processes_share_a_base_but_for_the_lm_head_and_what_works() -> None:
@@ -319,15 +321,7 @@ def test_processes_share_a_base_but_for_the_lm_head_and_what_works() -> None:
 def test_a_shared_base_leaves_room_for_activations() -> None:
     """What the layers keep is no less, but fewer must be computed again for the same memory."""
     found = [
-        by_layers(
-            CHATGLM2,
-            MicroBatch((120,) * 16, 1200),
-            prefix=128,
-            trainable=1_835_008,
-            device="cuda",
-            dtype="bfloat16",
-            processes=processes,
-        )
+        by_layers(CHATGLM2, MicroBatch((120,) * 16, 1200), **PUBLISHED, processes=processes)
         for processes in (1, 4)
     ]
     for alone, shared in zip(*found, strict=True):
@@ -339,15 +333,11 @@ def test_a_shared_base_leaves_room_for_activations() -> None:
 
 
 def test_quantised_layers_are_made_again_while_they_work() -> None:
-    published = Geometry(28, 32, 2, 128, 4096, 65024, 32768, 6_243_584_000, ffn_size=13696)
     found = [
         estimate(
-            published,
+            CHATGLM2,
             MicroBatch((120,) * 16, 1200),
-            prefix=128,
-            trainable=1_835_008,
-            device="cuda",
-            dtype="bfloat16",
+            **PUBLISHED,
             recomputed=28,
             quantization=quantization,
         )

@@ -74,23 +74,17 @@ class Merged(NamedTuple):
     heads: int
     groups: int
     cos: Tensor
-    """[b, s, r/2]: of the angle of each pair of neighbouring numbers, the first r of a head."""
+    """[b, s, r], in equal halves: of the angle of each pair of neighbouring numbers, the first r of
+    a head."""
     sin: Tensor
 
     def turned(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[b, n, s, d] queries, [b, g, s, d] keys and values."""
+        """[b, n, s, d] queries, [b, g, s, d] keys and values, by transformers' own code."""
+        from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
+
         lines = self.projected.unflatten(-1, (self.heads + 2 * self.groups, -1)).transpose(1, 2)
         query, key, value = lines.split((self.heads, self.groups, self.groups), 1)
-        return self._turned(query), self._turned(key), value
-
-    def _turned(self, x: Tensor) -> Tensor:
-        """The rotary embedding (Su et al., 2021, arXiv:2104.09864) in x's own type, as GLM has
-        it."""
-        cos, sin = (t[:, None].repeat_interleave(2, dim=-1) for t in (self.cos, self.sin))
-        kept = x[..., cos.shape[-1] :]
-        x = x[..., : cos.shape[-1]]
-        across = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
-        return torch.cat((x * cos + across * sin, kept), dim=-1)
+        return *apply_rotary_pos_emb(query, key, self.cos, self.sin), value
 
 
 class Layout(ABC):
@@ -324,7 +318,8 @@ def merged_attention(
     one linear and turn pairs of neighbouring numbers (GLM's rotary embedding).
 
     ``projected``: [b, s, (n + 2g)·d], n = ``heads`` queries, g = ``groups`` keys, g values. ``cos``
-    and ``sin``: [b, s, r/2], the angle of each pair; a head's numbers from r on stay as they are.
+    and ``sin``: [b, s, r], whose first half is of the angle of each pair, as GLM's rotary module
+    makes them; a head's numbers from r on stay as they are.
     ``module`` holds the layer's prefix; ``scaling``: d^-0.5 if not given. Pass on the keywords that
     the module's forward got. On a GPU the embedding and the attention are one operator. Raises
     `CheckpointError` for keywords that would change the result.

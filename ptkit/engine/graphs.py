@@ -72,7 +72,8 @@ class _Shared:
 
     def __init__(self, hidden: Tensor, prefix: Tensor) -> None:
         self.room = len(hidden) * ROOM_EIGHTHS // 8
-        self.hidden, self.d_hidden = (hidden.new_zeros(self.room, hidden.shape[1]) for _ in "io")
+        self.hidden = hidden.new_zeros(self.room, hidden.shape[1])
+        self.d_hidden = torch.zeros_like(self.hidden)
         self.prefix = prefix.detach().clone().requires_grad_()
         self.d_prefix = torch.zeros_like(prefix)
 
@@ -87,9 +88,8 @@ class _Graph:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         capture: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self._forward, **capture):
-            prefix = shared.prefix.view_as(
-                shared.prefix
-            )  # a leaf would tie its gradient to a stream
+            # a leaf would tie its gradient to a stream
+            prefix = shared.prefix.view_as(shared.prefix)
             states = run(pack, prefix)
             self.hidden.copy_(states.detach())
         with torch.cuda.graph(self._backward, **capture):

@@ -32,16 +32,16 @@ def describe_lengths(head: TaskHead, parts: Iterable[Part]) -> dict[str, Any]:
 
 def _describe(store: RowStore) -> dict[str, Any]:
     every = max(1, -(-len(store) // LOOKED_AT))
-    cuts = [cut for index in range(len(store)) if (cut := store.cut(index))]
+    cuts = store.cuts
     counted: dict[str, Counter[int]] = {}
     for index in range(0, len(store), every):
         for name, length in row_lengths(store[index]).items():
             counted.setdefault(name, Counter())[length] += 1
     return {
         "rows": len(store),
-        "cut_rows": len(cuts),
-        "cut_tokens": sum(cuts),
-        "cut_targets": sum(store.cut_targets(index) for index in range(len(store))),
+        "cut_rows": int((cuts > 0).sum()),
+        "cut_tokens": int(cuts.sum()),
+        "cut_targets": int(store.target_cuts.sum()),
         "counted_every": every,
         "series": {name: histogram(counter) for name, counter in counted.items()},
     }

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from ptkit.engine.operators import register, register_gradient
-from ptkit.engine.packed_attention import attended, gradients
+from ptkit.engine.packed_attention import Form, attended, gradients
 from ptkit.engine.rotary_kernels import TOKENS, turn, turn_back
 
 _Parts = tuple[Tensor, Tensor, Tensor]
@@ -45,28 +45,22 @@ def _attend(
     sin: Tensor,
     prefix_key: Tensor,
     prefix_value: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
+    *form: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[t, n, d] attended values; ``merged`` with queries and keys turned; log2 sums [n, t].
 
-    ``merged`` [t, n + 2g, d]; ``cos``, ``sin`` [t, r/2] of the angle of each pair of neighbouring
-    numbers, which are the first r of a head; the rest as `attended` takes it.
+    ``merged`` [t, n + 2g, d]; ``cos``, ``sin`` [t, r], in equal halves: of the angle of each pair
+    of neighbouring numbers, the first r of a head; the rest as `attended` takes it.
     """
     merged, cos, sin = merged.contiguous(), *_tables(cos, sin)
-    (tokens, heads, _), pairs = merged.shape, cos.shape[1]
+    (tokens, heads, _), pairs = merged.shape, cos.shape[1] // 2
     turned = torch.empty_like(merged)
     turn[(triton.cdiv(tokens, TOKENS), heads)](
         merged, turned, cos, sin, tokens, pairs, heads - groups,
         *merged.stride()[:2], *turned.stride()[:2], cos.stride(0), **_sizes(merged),
     )  # fmt: skip
     query, key, value = _parts(turned, groups)
-    out, lse = attended(
-        query, key, value, prefix_key, prefix_value, blocks, scaling, window, softcap, causal
-    )
+    out, lse = attended(query, key, value, prefix_key, prefix_value, Form(*form))
     return out, turned, lse
 
 
@@ -86,29 +80,20 @@ def _attend_backward(
     groups: int,
     cos: Tensor,
     sin: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
-    below: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of ``merged``, empty unless it is wanted (``below``), and that of the prefix,
     [2, a, g, p, d]."""
+    prefix_key, prefix_value, out, lse, *form, below = others
     cos, sin = _tables(cos, sin)
     d_merged = torch.empty_like(turned)
     made = gradients(
-        d_out, *_parts(turned, groups), prefix_key, prefix_value, out, lse,
-        blocks, scaling, window, softcap, causal,
+        d_out, *_parts(turned, groups), prefix_key, prefix_value, out, lse, Form(*form),
         d_query=_parts(d_merged, groups)[0], below=below,
     )  # fmt: skip
     if made.key is None:
         return d_merged.new_empty(0), made.prefix
-    (tokens, heads, _), pairs = turned.shape, cos.shape[1]
+    (tokens, heads, _), pairs = turned.shape, cos.shape[1] // 2
     turn_back[(triton.cdiv(tokens, TOKENS), heads)](
         d_merged, made.key, made.value, cos, sin, tokens, pairs,
         heads - 2 * groups, groups, made.key.shape[0], *d_merged.stride()[:2], cos.stride(0),

@@ -25,23 +25,25 @@ PROGRAMS = 512  # that keep a GPU busy; work on fewer blocks is split over heads
 SPLITS = 64  # of the queries, when the gradients of the prefix are summed
 
 
+class Form(NamedTuple):
+    """Who sees whom, and how: ``blocks`` as `block_table` makes it; ``window``, ``softcap``: 0 for
+    none."""
+
+    blocks: Tensor
+    scaling: float
+    window: int
+    softcap: float
+    causal: bool
+
+
 def attended(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, form: Form
 ) -> tuple[Tensor, Tensor]:
     """[t, n, d] attended values, and [n, t] of float32: log2 of each query's sum of exponentials.
 
-    ``query`` [t, n, d]; ``key``, ``value`` [t, g, d]; the prefixes [a, g, p, d]; ``blocks`` as
-    `block_table` makes it. ``window`` and ``softcap``: 0 for none.
+    ``query`` [t, n, d]; ``key``, ``value`` [t, g, d]; the prefixes [a, g, p, d].
     """
+    blocks, scaling, window, softcap, causal = form
     query, key, value, prefix_key, prefix_value = map(
         dense, (query, key, value, prefix_key, prefix_value)
     )
@@ -57,6 +59,11 @@ def attended(
         CAUSAL=causal, WINDOWED=window != 0, **sizes,
     )  # fmt: skip
     return out, lse
+
+
+def _attend(*tensors_and_form: Any) -> tuple[Tensor, Tensor]:
+    query, key, value, prefix_key, prefix_value, *form = tensors_and_form
+    return attended(query, key, value, prefix_key, prefix_value, Form(*form))
 
 
 def _attend_shapes(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -85,11 +92,7 @@ def gradients(
     prefix_value: Tensor,
     out: Tensor,
     lse: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int,
-    softcap: float,
-    causal: bool,
+    form: Form,
     *,
     d_query: Tensor,
     below: bool,
@@ -99,6 +102,7 @@ def gradients(
 
     ``below``: whether those of key and value are wanted.
     """
+    blocks, scaling, window, softcap, causal = form
     query, key, value, prefix_key, prefix_value = map(
         dense, (query, key, value, prefix_key, prefix_value)
     )
@@ -145,9 +149,12 @@ def _attend_backward(
     d_out: Tensor, query: Tensor, key: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`gradients` with all sums made; those of key and value are empty unless they are wanted."""
-    *form, below = others
+    value, prefix_key, prefix_value, out, lse, *form, below = others
     d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-    made = gradients(d_out, query, key, *form, d_query=d_query, below=below)
+    made = gradients(
+        d_out, query, key, value, prefix_key, prefix_value, out, lse, Form(*form),
+        d_query=d_query, below=below,
+    )  # fmt: skip
     none = query.new_empty(0)
     d_key, d_value = (
         none if t is None else _summed(t, query.dtype) for t in (made.key, made.value)
@@ -201,7 +208,7 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]
 _FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
 packed_attention = register(
-    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", attended, _attend_shapes
+    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
 )
 packed_attention_backward = register(
     "packed_attention_backward",

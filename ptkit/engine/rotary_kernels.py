@@ -6,14 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ptkit.engine.kernels import store, tile
+
 TOKENS = 32  # that a program turns, of one head
-
-
-@triton.jit
-def _tile(base, rows, stride, end, D: tl.constexpr, BD: tl.constexpr):
-    columns = tl.arange(0, BD)
-    at = base + rows[:, None] * stride + columns[None, :]
-    return tl.load(at, mask=(rows[:, None] < end) & (columns[None, :] < D), other=0.0)
 
 
 @triton.jit
@@ -37,13 +32,10 @@ def turn(
 ):  # fmt: skip
     """OUT [t, n, d]: X with its first ``turning`` heads turned, the others copied."""
     rows, head = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1)
-    x = _tile(X + head * x_n, rows, x_t, tokens, D, BD).to(tl.float32)
+    x = tile(X + head * x_n, rows, x_t, tokens, D, BD).to(tl.float32)
     if head < turning:
         x = _turned(x, COS, SIN, rows, t_t, tokens, pairs, 1.0, BT, BD)
-    columns = tl.arange(0, BD)
-    inside = (rows[:, None] < tokens) & (columns[None, :] < D)
-    at = OUT + head * o_n + rows[:, None] * o_t + columns[None, :]
-    tl.store(at, x.to(OUT.dtype.element_ty), mask=inside)
+    store(OUT + head * o_n, rows, o_t, tokens, x, D, BD)
 
 
 @triton.jit
@@ -54,10 +46,9 @@ def turn_back(
     """The gradient of what `turn` read, in OUT [t, n + 2g, d]. Its first n heads hold that of the
     turned queries; those of keys and values are still in parts, [chunks, t, g, d]."""
     rows, head = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1)
-    columns = tl.arange(0, BD)
     x = tl.zeros([BT, BD], tl.float32)
     if head < heads:
-        x += _tile(OUT + head * o_n, rows, o_t, tokens, D, BD).to(tl.float32)
+        x += tile(OUT + head * o_n, rows, o_t, tokens, D, BD).to(tl.float32)
     else:
         parts = D_K
         group = head - heads
@@ -66,9 +57,7 @@ def turn_back(
             group -= groups
         for chunk in range(chunks):
             part = parts + (chunk * tokens * groups + group) * D
-            x += _tile(part, rows, groups * D, tokens, D, BD).to(tl.float32)
+            x += tile(part, rows, groups * D, tokens, D, BD).to(tl.float32)
     if head < heads + groups:
         x = _turned(x, COS, SIN, rows, t_t, tokens, pairs, -1.0, BT, BD)
-    inside = (rows[:, None] < tokens) & (columns[None, :] < D)
-    at = OUT + head * o_n + rows[:, None] * o_t + columns[None, :]
-    tl.store(at, x.to(OUT.dtype.element_ty), mask=inside)
+    store(OUT + head * o_n, rows, o_t, tokens, x, D, BD)

@@ -83,9 +83,9 @@ def test_values_and_gradients(case: Any, dtype: torch.dtype, bound: float) -> No
 
 
 def rotary_tables(lengths: Any, pairs: int) -> tuple[Tensor, Tensor]:
-    """[1, t, pairs]: cosines and sines of positions 0, 1, … in each row."""
+    """[1, t, 2·pairs], in equal halves: cosines and sines of positions 0, 1, … in each row."""
     positions = torch.cat([torch.arange(length) for length in lengths]).double()
-    angles = positions[:, None] * 10.0 ** -torch.arange(pairs, dtype=torch.float64)
+    angles = positions[:, None] * 10.0 ** -torch.arange(pairs, dtype=torch.float64).repeat(2)
     return angles.cos()[None], angles.sin()[None]
 
 

@@ -41,15 +41,14 @@ class MergedAttention(nn.Module):
         ptkit_layout: Any = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[b, s, h] -> [b, s, h]; the cosines and sines are [b, s, r], in equal halves."""
+        """[b, s, h] -> [b, s, h]; the cosines and sines are [b, s, r]."""
         projected = self.qkv_proj(hidden_states)
         if ptkit_layout is None:
             attended, weights = self._plain(projected, position_embeddings, **others)
         else:
             weights = None
-            cos, sin = (table[..., : table.shape[-1] // 2] for table in position_embeddings)
             attended = merged_attention(
-                self, projected, cos, sin, heads=self.heads, groups=self.groups,
+                self, projected, *position_embeddings, heads=self.heads, groups=self.groups,
                 scaling=self.scaling, ptkit_layout=ptkit_layout, **others,
             )  # fmt: skip
         return self.o_proj(attended.flatten(2)), weights
