@@ -4,10 +4,13 @@ one, else in Triton's interpreter."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import ptkit_chatglm2
 import pytest
 import torch
+from ptkit_chatglm2.backbone import ChatGLM2
 from ptkit_tasks.generation import Generation
 from torch import Tensor
 
@@ -17,9 +20,11 @@ from ptkit.engine.blocks import attend_blocks, attend_merged_blocks, block_table
 from ptkit.engine.model import Model
 from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.train import Trainable, step_gradients
+from ptkit.models import Backbone
 from ptkit.recipe import TrainSettings
 from ptkit.records import IGNORE, Row
 from ptkit.rowstore import RowStore
+from ptkit.settings import SourcePath
 from ptkit.testing import TinyBackbone
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,11 +172,18 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+TINY = TinyBackbone(TinyBackbone.Settings(layers=5))
+RANDOM = Path(ptkit_chatglm2.__file__).parent / "random" / "chatglm2-tiny"
+CHATGLM2 = ChatGLM2(ChatGLM2.Settings(source=SourcePath("chatglm2-tiny", RANDOM)))
+
+
 def steps(
-    recomputed: int, compiler: Any = None, each: Callable[[], None] = lambda: None
+    recomputed: int,
+    compiler: Any = None,
+    each: Callable[[], None] = lambda: None,
+    backbone: Backbone = TINY,
 ) -> list[tuple[float, Tensor]]:
     """Loss and prefix gradient of four steps of different lengths."""
-    backbone = TinyBackbone(TinyBackbone.Settings(layers=5))
     model = Model(backbone.load(DEVICE.type, "float32"), backbone.geometry, pad_id=0, eos_id=2)
     if compiler is not None:
         model.compile_layers(backend=compiler)
@@ -197,12 +209,14 @@ def steps(
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("recomputed", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("backbone", "recomputed"), [(TINY, 0), (TINY, 2), (TINY, 5), (CHATGLM2, 1)]
+)
 def test_compiled_steps_equal_plain_ones_and_share_few_graphs(
-    recomputed: int, by_kernels: Callable[[bool], None]
+    backbone: Backbone, recomputed: int, by_kernels: Callable[[bool], None]
 ) -> None:
     by_kernels(False)
-    wanted = steps(recomputed=0)
+    wanted = steps(recomputed=0, backbone=backbone)
     by_kernels(True)
     graphs: list[Any] = []
     counts: list[int] = []
@@ -213,7 +227,7 @@ def test_compiled_steps_equal_plain_ones_and_share_few_graphs(
         graphs.append(graph)
         return lookup_backend("aot_eager")(graph, inputs)
 
-    found = steps(recomputed, counted, lambda: counts.append(len(graphs)))
+    found = steps(recomputed, counted, lambda: counts.append(len(graphs)), backbone)
     for (loss, gradient), (plain, exact) in zip(found, wanted, strict=True):
         assert loss == pytest.approx(plain, abs=1e-5)
         torch.testing.assert_close(gradient, exact, atol=1e-6, rtol=0)
