@@ -72,11 +72,14 @@ class RepeatedLayers:
         ``options``: torch.compile's.
         """
         sizes: Any = torch.fx.experimental._config
+        numbers: Any = torch._dynamo.config
         compiled = torch.compile(_run, dynamic=True, **options)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            # sizes that are equal by chance would count as one, and be compiled again when not
-            with sizes.patch(use_duck_shape=False):
+            # sizes that are equal by chance would count as one, and be compiled again when not; a
+            # module's floats, such as a norm's epsilon, would be inputs, and worked on by a kernel
+            # of the host, which takes a minute to compile
+            with sizes.patch(use_duck_shape=False), numbers.patch(specialize_float=True):
                 return compiled(*args, **kwargs)
 
         self._run = run
