@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 WEIGHTS_AT_ONCE = 2**24  # numbers of a quantised weight that are made again at once
+ON_A_GPU = 8  # times as many there: 256 MiB in half precision, a whole weight of most models
 LOGITS_AT_ONCE = 2**25  # numbers that the LM head's loss makes at a time; 128 MiB in float32
 WITHOUT_COPIES = 4  # times as many where a kernel makes the loss, which needs no copies of them
 

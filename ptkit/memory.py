@@ -48,7 +48,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ptkit.batching import LOGITS_AT_ONCE, WEIGHTS_AT_ONCE, WITHOUT_COPIES
+from ptkit.batching import LOGITS_AT_ONCE, ON_A_GPU, WEIGHTS_AT_ONCE, WITHOUT_COPIES
 from ptkit.records import Geometry
 from ptkit.sections import bytes_of
 
@@ -210,7 +210,7 @@ def estimate(
     if quantization == "fp8":
         layer += 4 * 2 * width * h if device == "cpu" else 0
     elif quantization in BITS:
-        tile = min(WEIGHTS_AT_ONCE, 2 * width * h)
+        tile = min(WEIGHTS_AT_ONCE * (ON_A_GPU if device == "cuda" else 1), 2 * width * h)
         layer += tile * (size if device == "cuda" else size + 2)
     if recomputed == shape.layers:
         layer += layer_bytes(shape, batch, prefix, size, device)

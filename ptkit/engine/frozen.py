@@ -85,12 +85,8 @@ class QuantizedLinear(nn.Module, ABC):
         """The weight [n, k] in ``dtype``."""
 
     @abstractmethod
-    def product(self, x: Tensor) -> Tensor:
-        """x W^T, [..., k] to [..., n]."""
-
     def forward(self, x: Tensor) -> Tensor:
-        product = self.product(x)
-        return product if self.bias is None else product + self.bias
+        """x W^T + bias, [..., k] to [..., n]."""
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.kind}"
@@ -145,8 +141,8 @@ class CodedLinear(QuantizedLinear):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return dequantize(self.weight, self.weight_scale, self.bits, dtype)
 
-    def product(self, x: Tensor) -> Tensor:
-        return quantized_linear(x, self.weight, self.weight_scale, self.bits)
+    def forward(self, x: Tensor) -> Tensor:
+        return quantized_linear(x, self.weight, self.weight_scale, self.bits, self.bias)
 
 
 class Int8Linear(CodedLinear):
@@ -222,9 +218,9 @@ class Float8Linear(QuantizedLinear):
         """The weight [n, k] that gradients are multiplied by."""
         return (self.transposed.float() * self.transposed_scale[:, None]).t().to(dtype)
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         made: Tensor = Float8Matmul.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.weight_scale, self.transposed, self.transposed_scale
+            x, self.weight, self.weight_scale, self.transposed, self.transposed_scale, self.bias
         )
         return made
 

@@ -58,8 +58,9 @@ def multiplies_float8() -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 9)
 
 
-def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """[..., k] to [..., n] in the type of ``x``; ``weight`` e4m3 [n, k], ``scale`` float32 [n]."""
+def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., k] to [..., n] in the type of ``x``; ``weight`` e4m3 [n, k], ``scale`` float32 [n],
+    ``bias`` [n] is added."""
     rows, columns = weight.shape
     codes, own = quantize_float8(x.reshape(-1, columns))
     fits = rows % _MULTIPLE == 0 and columns % _MULTIPLE == 0
@@ -69,11 +70,14 @@ def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
             weight.t(),
             scale_a=own[:, None],
             scale_b=scale[None, :],
+            bias=None if bias is None else bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
             use_fast_accum=FAST_ACCUMULATION,
         )
     else:
         made = (codes.float() @ weight.float().t()) * own[:, None] * scale
+        if bias is not None:
+            made = made + bias
     return made.to(x.dtype).view(*x.shape[:-1], rows)
 
 
@@ -88,11 +92,12 @@ class Float8Matmul(torch.autograd.Function):
         scale: Tensor,
         transposed: Tensor,
         transposed_scale: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(transposed, transposed_scale)
-        return float8_matmul(x, weight, scale)
+        return float8_matmul(x, weight, scale, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         transposed, scale = ctx.saved_tensors
-        return float8_matmul(gradients[0], transposed, scale), None, None, None, None
+        return float8_matmul(gradients[0], transposed, scale), *[None] * 5
