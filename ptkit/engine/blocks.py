@@ -19,6 +19,9 @@ BLOCK = 64  # queries or keys of one row that a kernel takes at a time
 def block_table(lengths: Sequence[int], prefix_of_row: Sequence[int]) -> Tensor:
     """[blocks, 4] of int32: where a block starts, its row's end, its row's start, its prefix.
 
+    Blocks of no work may follow. They end where they start, and their prefix is −1 − the number of
+    all blocks before them.
+
     >>> block_table([3, 65], [0, -1]).tolist()
     [[0, 3, 0, 0], [3, 68, 3, -1], [67, 68, 3, -1]]
     """
@@ -49,7 +52,8 @@ def attend_blocks(
     """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels."""
     from ptkit.engine.packed_attention import packed_attention
 
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [t, n, d]
+    # [t, n, d]; the gradient of an index would be a copy
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     prefix = prefix or _no_prefix(key, key.shape[1], key.shape[3])
     window, softcap = scores.window or 0, scores.softcap or 0.0
     out: Tensor
@@ -64,7 +68,7 @@ def attend_merged_blocks(
     from ptkit.engine.merged_attention import merged_attention
 
     projected, heads, groups, cos, sin = merged
-    lines = projected[0].unflatten(-1, (heads + 2 * groups, -1))
+    lines = projected.squeeze(0).unflatten(-1, (heads + 2 * groups, -1))
     prefix = prefix or _no_prefix(lines, groups, lines.shape[-1])
     window, softcap = scores.window or 0, scores.softcap or 0.0
     out: Tensor

@@ -52,7 +52,7 @@ def padded(pack: Pack) -> Pack:
     assert pack.blocks is not None
     rows = [[start, min(total, start + BLOCK), start, -1] for start in range(tokens, total, BLOCK)]
     filled = len(pack.blocks) + len(rows)
-    rows += [[total, total, total, -1]] * (-filled % BLOCKS)  # of no row, and of no work
+    rows += [[total, total, total, -1 - filled]] * (-filled % BLOCKS)  # of no work
     blocks = torch.tensor(rows, dtype=torch.int32).view(-1, 4)
 
     def longer(values: Tensor) -> Tensor:

@@ -37,6 +37,21 @@ def store(base, rows, stride, end, values, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def turned(x, COS, SIN, rows, t_t, tokens, pairs, sign, BT: tl.constexpr, BD: tl.constexpr):
+    """Numbers 2i and 2i + 1 of each of BT rows turned by its i-th angle, for i < pairs (Su et al.,
+    2021, arXiv:2104.09864); float32."""
+    half: tl.constexpr = BD // 2
+    columns = tl.arange(0, half)
+    inside = (rows[:, None] < tokens) & (columns[None, :] < pairs)
+    at = rows[:, None] * t_t + columns[None, :]
+    cos = tl.load(COS + at, mask=inside, other=1.0).to(tl.float32)
+    sin = tl.load(SIN + at, mask=inside, other=0.0).to(tl.float32) * sign
+    first, second = tl.split(tl.reshape(x, (BT, half, 2)))
+    both = tl.join(first * cos - second * sin, second * cos + first * sin)
+    return tl.reshape(both, (BT, BD))
+
+
+@triton.jit
 def logits_of(q, k, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """[queries, keys] in float32, softcapped."""
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scaling
@@ -46,13 +61,22 @@ def logits_of(q, k, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit
-def _seen(rows, keys, end, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
-    seen = (keys[None, :] < end) & (rows[:, None] < end)
+def _turns(prefix, p, BN: tl.constexpr):
+    """Blocks of keys that a row's prefix has."""
+    return tl.where(prefix >= 0, tl.cdiv(p, BN), 0)
+
+
+@triton.jit
+def _seen(
+    rows, keys, end, last, shared, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+):  # fmt: skip
+    """[queries, keys]: a row's own, or those of the prefix if ``shared``, up to ``last``."""
+    seen = (keys[None, :] < last) & (rows[:, None] < end)
     if CAUSAL:
-        seen = seen & (keys[None, :] <= rows[:, None])
+        seen = seen & (shared | (keys[None, :] <= rows[:, None]))
     if WINDOWED:
         distance = rows[:, None] - keys[None, :]
-        seen = seen & (distance < window) & (distance > -window)
+        seen = seen & (shared | ((distance < window) & (distance > -window)))
     return seen
 
 
@@ -107,23 +131,21 @@ def forward(
     most = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
-    if prefix >= 0:
-        pk, pv = PK + prefix * pk_a + group * pk_g, PV + prefix * pv_a + group * pv_g
-        for at in range(0, p, BN):
-            keys = at + tl.arange(0, BN)
-            k = tile(pk, keys, pk_p, p, D, BD)
-            v = tile(pv, keys, pv_p, p, D, BD)
-            logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
-            seen = (keys[None, :] < p) & (rows[:, None] < end)
-            most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
-    for at in range(lo, hi, BN):
-        keys = at + tl.arange(0, BN)
-        k = tile(K + group * k_g, keys, k_t, end, D, BD)
-        v = tile(V + group * v_g, keys, v_t, end, D, BD)
+    turns = _turns(prefix, p, BN)
+    own_k, own_v = K + group * k_g, V + group * v_g
+    adapter = tl.maximum(prefix, 0)
+    pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
+    for turn in range(turns + tl.cdiv(hi - lo, BN)):
+        # one loop over both, so that the next keys are on their way from the first to the last
+        shared = turn < turns
+        keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
+        last = tl.where(shared, p, end)
+        k = tile(tl.where(shared, pk, own_k), keys, tl.where(shared, pk_p, k_t), last, D, BD)
+        v = tile(tl.where(shared, pv, own_v), keys, tl.where(shared, pv_p, v_t), last, D, BD)
         logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
-        seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
+        seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
         most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     inside = rows < end
     total = tl.where(inside, total, 1.0)
@@ -151,14 +173,15 @@ def _gradient(
 
 @triton.jit
 def queries_backward(
-    Q, K, V, PK, PV, OUT, D_OUT, LSE, DELTA, D_Q, BLOCKS,
-    scaling, softcap, window, tokens, p,
-    q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p, dq_t, dq_n,
+    Q, K, V, PK, PV, OUT, D_OUT, LSE, DELTA, D_Q, COS, SIN, BLOCKS,
+    scaling, softcap, window, tokens, p, pairs,
+    q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p, dq_t, dq_n, t_t,
     HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    CAPPED: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the queries; and DELTA, a query's d_out · out, for the other kernels."""
+    """The gradient of the queries, and that of what was turned to make them if TURNED; and DELTA, a
+    query's d_out · out, for the other kernels."""
     block, head = tl.program_id(0), tl.program_id(1)
     group = head // RATIO
     start = tl.load(BLOCKS + 4 * block)
@@ -174,29 +197,27 @@ def queries_backward(
     tl.store(DELTA + head * tokens + rows, delta, mask=inside)
     lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
     d_q = tl.zeros([BM, BD], tl.float32)
-    if prefix >= 0:
-        pk, pv = PK + prefix * pk_a + group * pk_g, PV + prefix * pv_a + group * pv_g
-        for at in range(0, p, BN):
-            keys = at + tl.arange(0, BN)
-            k = tile(pk, keys, pk_p, p, D, BD)
-            v = tile(pv, keys, pv_p, p, D, BD)
-            seen = (keys[None, :] < p) & inside[:, None]
-            _, d_logits = _gradient(
-                q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
-            )
-            d_q = tl.dot(d_logits.to(k.dtype), k, d_q, input_precision=PRECISION)
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
-    for at in range(lo, hi, BN):
-        keys = at + tl.arange(0, BN)
-        k = tile(K + group * k_g, keys, k_t, end, D, BD)
-        v = tile(V + group * v_g, keys, v_t, end, D, BD)
-        seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
+    turns = _turns(prefix, p, BN)
+    own_k, own_v = K + group * k_g, V + group * v_g
+    adapter = tl.maximum(prefix, 0)
+    pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
+    for turn in range(turns + tl.cdiv(hi - lo, BN)):
+        shared = turn < turns
+        keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
+        last = tl.where(shared, p, end)
+        k = tile(tl.where(shared, pk, own_k), keys, tl.where(shared, pk_p, k_t), last, D, BD)
+        v = tile(tl.where(shared, pv, own_v), keys, tl.where(shared, pv_p, v_t), last, D, BD)
+        seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
         _, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
         d_q = tl.dot(d_logits.to(k.dtype), k, d_q, input_precision=PRECISION)
-    store(D_Q + head * dq_n, rows, dq_t, end, d_q * scaling, D, BD)
+    d_q = d_q * scaling
+    if TURNED:
+        d_q = turned(d_q, COS, SIN, rows, t_t, end, pairs, -1.0, BM, BD)
+    store(D_Q + head * dq_n, rows, dq_t, end, d_q, D, BD)
 
 
 @triton.jit
@@ -227,21 +248,21 @@ def keys_backward(
         lo = tl.maximum(first, start - window + 1)
     if WINDOWED:
         hi = tl.minimum(end, start + BN + window - 1)
-    for one in range(AT_ONCE):
-        head = group * RATIO + chunk * AT_ONCE + one
-        for at in range(lo, hi, BM):
-            rows = at + tl.arange(0, BM)
-            inside = rows < end
-            q = tile(Q + head * q_n, rows, q_t, end, D, BD)
-            d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
-            lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
-            delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
-            seen = _seen(rows, keys, end, window, CAUSAL, WINDOWED)
-            weights, d_logits = _gradient(
-                q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
-            )
-            d_v = tl.dot(tl.trans(weights).to(q.dtype), d_out, d_v, input_precision=PRECISION)
-            d_k = tl.dot(tl.trans(d_logits).to(q.dtype), q, d_k, input_precision=PRECISION)
+    turns = tl.cdiv(hi - lo, BM)
+    for turn in range(AT_ONCE * turns):
+        head = group * RATIO + chunk * AT_ONCE + turn // turns
+        rows = lo + turn % turns * BM + tl.arange(0, BM)
+        inside = rows < end
+        q = tile(Q + head * q_n, rows, q_t, end, D, BD)
+        d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
+        lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
+        delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
+        seen = _seen(rows, keys, end, end, False, window, CAUSAL, WINDOWED)
+        weights, d_logits = _gradient(
+            q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
+        )
+        d_v = tl.dot(tl.trans(weights).to(q.dtype), d_out, d_v, input_precision=PRECISION)
+        d_k = tl.dot(tl.trans(d_logits).to(q.dtype), q, d_k, input_precision=PRECISION)
     to = chunk * tokens * groups * D + group * D
     store(D_K + to, keys, groups * D, end, d_k * scaling, D, BD)
     store(D_V + to, keys, groups * D, end, d_v, D, BD)
@@ -265,6 +286,9 @@ def prefix_backward(
     v = tile(PV + adapter * pv_a + group * pv_g, keys, pv_p, p, D, BD)
     d_k = tl.zeros([BN, BD], tl.float32)
     d_v = tl.zeros([BN, BD], tl.float32)
+    last = BLOCKS + 4 * (blocks - 1)
+    if tl.load(last) == tl.load(last + 1):  # of no work: it says how many come before
+        blocks = -1 - tl.load(last + 3)
     for work in range(split, blocks * RATIO, SPLITS):
         block = work // RATIO
         head = group * RATIO + work % RATIO
@@ -291,17 +315,39 @@ def prefix_backward(
 
 def sizes_of(query: Tensor, softcap: float) -> dict[str, Any]:
     """What the kernels are compiled for."""
-    width = triton.next_power_of_2(max(16, query.shape[-1]))
-    wide = width * query.element_size() > 256  # bytes of a row of a tile
+    width, bytes_ = _width(query)
     return {
         "D": query.shape[-1],
         "BD": width,
         "BM": BLOCK,
         "CAPPED": softcap != 0,
         "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
-        "num_stages": 1 if wide else 2,
-        "num_warps": 8 if wide else 4,
+        "num_stages": 1 if bytes_ > _MOST else 2,
+        "num_warps": 8 if bytes_ > _MOST else 4,
     }
+
+
+def keys_of(query: Tensor, registers: int) -> dict[str, Any]:
+    """The keys that `forward` and `queries_backward` take at once. Where tiles are as large as fits
+    an H100, half as many and ``registers`` at most for a thread, so that more programs share a
+    multiprocessor."""
+    bytes_ = _width(query)[1]
+    limit = {"maxnreg": registers} if bytes_ == _MOST else {}
+    return {"BN": BLOCK if bytes_ < _MOST else BLOCK // 2, **limit}
+
+
+def at_once(query: Tensor) -> int:
+    """How many queries or keys fit into one tile."""
+    return BLOCK if _width(query)[1] <= _MOST else BLOCK // 2
+
+
+_MOST = 256  # bytes of a row of a tile, of which two can be on their way while two are worked on
+
+
+def _width(query: Tensor) -> tuple[int, int]:
+    """Of a row of a tile: its numbers and their bytes."""
+    width = triton.next_power_of_2(max(16, query.shape[-1]))
+    return width, width * query.element_size()
 
 
 def strides_of(*tensors: Tensor) -> list[int]:
@@ -311,7 +357,3 @@ def strides_of(*tensors: Tensor) -> list[int]:
 
 def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def keys_at_once(width: int, size: int) -> int:
-    return BLOCK if width * size <= 256 else BLOCK // 2

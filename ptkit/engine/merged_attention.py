@@ -89,14 +89,14 @@ def _attend_backward(
     d_merged = torch.empty_like(turned)
     made = gradients(
         d_out, *_parts(turned, groups), prefix_key, prefix_value, out, lse, Form(*form),
-        d_query=_parts(d_merged, groups)[0], below=below,
+        d_query=_parts(d_merged, groups)[0], below=below, angles=(cos, sin),
     )  # fmt: skip
     if made.key is None:
         return d_merged.new_empty(0), made.prefix
     (tokens, heads, _), pairs = turned.shape, cos.shape[1] // 2
-    turn_back[(triton.cdiv(tokens, TOKENS), heads)](
-        d_merged, made.key, made.value, cos, sin, tokens, pairs,
-        heads - 2 * groups, groups, made.key.shape[0], *d_merged.stride()[:2], cos.stride(0),
+    turn_back[(triton.cdiv(tokens, TOKENS), 2 * groups)](
+        d_merged[:, heads - 2 * groups :], made.key, made.value, cos, sin, tokens, pairs,
+        groups, made.key.shape[0], *d_merged.stride()[:2], cos.stride(0),
         **_sizes(turned),
     )  # fmt: skip
     return d_merged, made.prefix

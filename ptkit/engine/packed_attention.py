@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ptkit.engine.blocks import BLOCK
 from ptkit.engine.kernels import (
+    at_once,
     dense,
     forward,
-    keys_at_once,
     keys_backward,
+    keys_of,
     prefix_backward,
     queries_backward,
     sizes_of,
@@ -55,8 +56,8 @@ def attended(
         query, key, value, prefix_key, prefix_value, out, lse, blocks,
         scaling, softcap, window, tokens, prefix_key.shape[2],
         *strides_of(query, key, value, prefix_key, prefix_value),
-        HEADS=heads, RATIO=heads // groups, BN=keys_at_once(sizes["BD"], query.element_size()),
-        CAUSAL=causal, WINDOWED=window != 0, **sizes,
+        HEADS=heads, RATIO=heads // groups, CAUSAL=causal, WINDOWED=window != 0,
+        **sizes, **keys_of(query, registers=128),
     )  # fmt: skip
     return out, lse
 
@@ -96,11 +97,13 @@ def gradients(
     *,
     d_query: Tensor,
     below: bool,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Gradients:
     """The gradients of `attended`'s first five arguments; that of ``query`` goes into ``d_query``
     [t, n, d].
 
-    ``below``: whether those of key and value are wanted.
+    ``below``: whether those of key and value are wanted. ``angles``: cosines and sines [t, r] that
+    the queries were turned by, in equal halves and one layout; their gradient is turned back.
     """
     blocks, scaling, window, softcap, causal = form
     query, key, value, prefix_key, prefix_value = map(
@@ -111,13 +114,14 @@ def gradients(
     adapters, _, p, _ = prefix_key.shape
     ratio, count = heads // groups, blocks.shape[0]
     sizes = sizes_of(query, softcap)
-    at_once = keys_at_once(sizes["BD"], query.element_size())
     delta = torch.empty_like(lse)
+    cos, sin = (lse, lse) if angles is None else angles
     queries_backward[(count, heads)](
-        query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, blocks,
-        scaling, softcap, window, tokens, p,
-        *strides_of(query, key, value, prefix_key, prefix_value, d_query),
-        HEADS=heads, RATIO=ratio, BN=at_once, CAUSAL=causal, WINDOWED=window != 0, **sizes,
+        query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, cos, sin,
+        blocks, scaling, softcap, window, tokens, p, cos.shape[1] // 2,
+        *strides_of(query, key, value, prefix_key, prefix_value, d_query, cos),
+        HEADS=heads, RATIO=ratio, CAUSAL=causal, WINDOWED=window != 0, TURNED=angles is not None,
+        **sizes, **keys_of(query, registers=168),
     )  # fmt: skip
     d_key = d_value = None
     if below:
@@ -131,7 +135,7 @@ def gradients(
             query, key, value, d_out, lse, delta, d_key, d_value, blocks,
             scaling, softcap, window, tokens, *strides_of(query, key, value),
             HEADS=heads, RATIO=ratio, AT_ONCE=ratio // chunks, CAUSAL=causal,
-            WINDOWED=window != 0, **{**sizes, "BM": at_once, "BN": BLOCK},
+            WINDOWED=window != 0, **{**sizes, "BM": at_once(query), "BN": BLOCK},
         )  # fmt: skip
     splits = max(1, min(SPLITS, count * ratio))
     parts = query.new_empty((2, splits, adapters, groups, p, width), dtype=torch.float32)

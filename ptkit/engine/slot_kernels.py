@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ptkit.engine.attention import KeyValue, Scores
 from ptkit.engine.kernels import (
+    at_once,
     dense,
-    keys_at_once,
     logits_of,
     online,
     sizes_of,
@@ -94,7 +94,7 @@ def slot_attention(
         query, keys, values, prefix_key, prefix_value, out, positions, prefix_index,
         scores.scaling, softcap, window, prefix_key.shape[2],
         *strides_of(query, keys, values, prefix_key, prefix_value, out),
-        RATIO=heads // groups, BN=keys_at_once(sizes["BD"], query.element_size()),
+        RATIO=heads // groups, BN=at_once(query),
         WINDOWED=window != 0, **sizes,
     )  # fmt: skip
     return out

@@ -87,10 +87,12 @@ def test_packs_are_padded_to_few_sizes(lengths: tuple[int, ...]) -> None:
     assert torch.equal(found.blocks[: len(pack.blocks)], pack.blocks)
     # every token is in one block, the added ones in rows without a prefix
     covered = torch.zeros(total, dtype=torch.long)
+    working = 0
     for start, end, first, prefix in found.blocks.tolist():
         covered[start : min(end, start + 64)] += 1
+        working += start < end
         assert first >= tokens or prefix == 0
-        assert first < tokens or prefix == -1
+        assert first < tokens or prefix == (-1 if start < end else -1 - working)
     assert covered.tolist() == [1] * total
 
 
@@ -108,7 +110,9 @@ def test_padding_changes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = model._pass_with(pack.to(device), stacked)
         found = model._pass_with(padded(pack).to(device), stacked)
     assert bool(found.isfinite().all())
-    torch.testing.assert_close(found[:16], wanted, atol=1e-6, rtol=0)
+    # a GPU multiplies other sizes in another order
+    close = 1e-6 if device == CPU else 1e-5
+    torch.testing.assert_close(found[:16], wanted, atol=close, rtol=0)
 
 
 class Recorded(TorchDispatchMode):
