@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from ptkit.engine.frozen_codes import quantize_rows
     from ptkit.engine.frozen_embedding import HostEmbedding
+    from ptkit.engine.gated_mlp import gated_mlp
     from ptkit.engine.loss import token_loss
     from ptkit.engine.model import Model
     from ptkit.engine.session import RunResult, run
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     )
     from ptkit.settings import Component, Encoding, Settings, Source, SourcePath
     from ptkit.tagging import Entity, Span, bio_tags, entities, entity_spans
+    from ptkit.words import word_rows
 
 _HOMES = {
     "ptkit.components": "DatasetFormat Loss Metric RowMetric TaskHead Tracker Transform",
@@ -98,6 +100,7 @@ _HOMES = {
     ),
     "ptkit.engine.frozen_codes": "quantize_rows",
     "ptkit.engine.frozen_embedding": "HostEmbedding",
+    "ptkit.engine.gated_mlp": "gated_mlp",
     "ptkit.engine.loss": "token_loss",
     "ptkit.engine.model": "Model",
     "ptkit.engine.session": "RunResult run",
@@ -119,6 +122,7 @@ _HOMES = {
     ),
     "ptkit.settings": "Component Encoding Settings Source SourcePath",
     "ptkit.tagging": "Entity Span bio_tags entities entity_spans",
+    "ptkit.words": "word_rows",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -185,6 +189,7 @@ __all__ = [
     "bio_tags",
     "entities",
     "entity_spans",
+    "gated_mlp",
     "hookimpl",
     "load",
     "load_adapter",
@@ -203,6 +208,7 @@ __all__ = [
     "text_problem",
     "to_device",
     "token_loss",
+    "word_rows",
 ]
 
 

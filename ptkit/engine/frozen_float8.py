@@ -58,13 +58,22 @@ def multiplies_float8() -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 9)
 
 
-def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[..., k] to [..., n] in the type of ``x``; ``weight`` e4m3 [n, k], ``scale`` float32 [n],
-    ``bias`` [n] is added."""
-    rows, columns = weight.shape
-    codes, own = quantize_float8(x.reshape(-1, columns))
-    fits = rows % _MULTIPLE == 0 and columns % _MULTIPLE == 0
-    if x.is_cuda and fits and multiplies_float8():
+def fits_float8(weight: Tensor) -> bool:
+    """Whether torch's scaled matmul takes a weight [n, k] on the current GPU."""
+    return all(size % _MULTIPLE == 0 for size in weight.shape) and multiplies_float8()
+
+
+def float8_product(
+    codes: Tensor,
+    own: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """[t, n] in ``dtype``, of a tensor that is rounded already: ``codes`` e4m3 [t, k], ``own``
+    float32 [t]; the rest as for `float8_matmul`."""
+    if codes.is_cuda and fits_float8(weight):
         made = torch._scaled_mm(
             codes,
             weight.t(),
@@ -78,7 +87,16 @@ def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None 
         made = (codes.float() @ weight.float().t()) * own[:, None] * scale
         if bias is not None:
             made = made + bias
-    return made.to(x.dtype).view(*x.shape[:-1], rows)
+    return made.to(dtype)
+
+
+def float8_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., k] to [..., n] in the type of ``x``; ``weight`` e4m3 [n, k], ``scale`` float32 [n],
+    ``bias`` [n] is added."""
+    rows, columns = weight.shape
+    codes, own = quantize_float8(x.reshape(-1, columns))
+    made = float8_product(codes, own, weight, scale, x.dtype, bias)
+    return made.view(*x.shape[:-1], rows)
 
 
 class Float8Matmul(torch.autograd.Function):

@@ -10,7 +10,6 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from ptkit_crf.bio import barred, bio_labels
 from ptkit_crf.chain import Chain, best_path, log_partition, path_score
-from ptkit_crf.rows import Window, Word, split_words, windows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,59 +128,20 @@ class CrfEntities(ptkit.TaskHead):
     def encode(
         self, record: ptkit.Record, tokenizer: ptkit.Tokenizer
     ) -> list[ptkit.Row]:
-        """A row, or one a window; each word is asked for in one of them.
+        """The rows of `ptkit.word_rows`: every word has a label, also one without a token."""
+        return self.encode_batch([record], tokenizer)[0]
 
-        ``labels``: a tag a word that the row is asked for. ``places``: the first and
-        the last token of each of them; -1, -1 for a word that the tokenizer gives none.
-
-        Example (start id 2; words 5 6 | 7; tags O, B-x, I-x are labels 0, 1, 2)::
-
-            tokens (2, 5, 6, 7)   labels (1, 2)   places (1, 2, 3, 3)
-        """
-        assert isinstance(record, ptkit.TaggedRecord)
-        settings, labels = self.settings, self._label_ids(record)
-        specials = len(tokenizer.join(()).tokens)
-        room = settings.max_tokens - specials
-        if room < 1:
-            raise ptkit.RecipeError(
-                f"task.max_tokens = {settings.max_tokens} leaves no room for a word: "
-                f"the specials of a row take {specials}; raise it"
-            )
-        overlap = settings.overlap
-        overlap = settings.max_tokens // 4 if overlap is None else overlap
-        words = split_words(record, tokenizer)
-        kept = [word.ids[:room] for word in words]
-        sizes = [len(ids) for ids in kept]
-        return [
-            self._row(window, words, kept, labels, tokenizer)
-            for window in windows(sizes, room, overlap)
-        ]
-
-    def _row(
-        self,
-        window: Window,
-        words: Sequence[Word],
-        kept: Sequence[tuple[int, ...]],
-        labels: Sequence[int],
-        tokenizer: ptkit.Tokenizer,
-    ) -> ptkit.Row:
-        within = range(window.start, window.end)
-        joined = tokenizer.join([token for i in within for token in kept[i]])
-        places: list[int] = []
-        at = joined.first
-        for i in within:
-            size = len(kept[i])
-            if window.first <= i < window.behind:
-                first = min(words[i].first, size - 1)
-                places += (at + first, at + size - 1) if size else (-1, -1)
-            at += size
-        asked = range(window.first, window.behind)
-        return ptkit.Row(
-            joined.tokens,
-            tuple(labels[window.first : window.behind]),
-            joined.token_types,
-            cut=sum(len(words[i].ids) - len(kept[i]) for i in asked),
-            places=tuple(places),
+    def encode_batch(
+        self, records: Sequence[ptkit.Record], tokenizer: ptkit.Tokenizer
+    ) -> list[list[ptkit.Row]]:
+        given = [x for x in records if isinstance(x, ptkit.TaggedRecord)]
+        assert len(given) == len(records)
+        return ptkit.word_rows(
+            given,
+            [self._label_ids(record) for record in given],
+            tokenizer,
+            max_tokens=self.settings.max_tokens,
+            overlap=self.settings.overlap,
         )
 
     # ------------------------------------------------------------------ states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptkit_crf import bio
 from ptkit_crf.bio import barred, bio_labels
 from ptkit_crf.chain import Chain, best_path, log_partition, path_score
 
@@ -166,3 +168,8 @@ def test_what_is_barred() -> None:
     assert [before for before, tag in allowed if tag == "I-x"] == ["B-x", "I-x"]
     assert [before for before, tag in allowed if tag == "I-y"] == ["B-y", "I-y"]
     assert len(allowed) == 5 * 3 + 2 * 2  # O, B-x, B-y behind any
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    found = doctest.testmod(bio)
+    assert (found.attempted > 0, found.failed) == (True, 0)

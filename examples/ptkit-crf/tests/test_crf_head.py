@@ -95,21 +95,34 @@ def test_a_row_by_hand() -> None:
 
 
 def test_windows_by_hand() -> None:
-    """Three words a row, one of them shared, which the earlier row is not asked for."""
+    """Three words a row, one of them shared, which the earlier row is asked for."""
     some = head(max_tokens=4, overlap=1)
     one, two = some.encode(
         record("we saw red hat we", [*"OO", "B-x", *"OO"]), TOKENIZER
     )
     start = TOKENIZER.start_ids
-    assert (one.tokens, one.labels) == ((*start, WE, SAW, RED), (0, 0))
-    assert (two.tokens, two.labels) == ((*start, RED, HAT, WE), (1, 0, 0))
-    assert (one.places, two.places) == ((1, 1, 2, 2), (1, 1, 2, 2, 3, 3))
+    assert (one.tokens, one.labels) == ((*start, WE, SAW, RED), (0, 0, 1))
+    assert (two.tokens, two.labels) == ((*start, RED, HAT, WE), (0, 0))
+    assert (one.places, two.places) == ((1, 1, 2, 2, 3, 3), (2, 2, 3, 3))
 
 
 def test_a_word_longer_than_a_row_is_cut() -> None:
     (row,) = head(max_tokens=3).encode(record("red-hat-hat", ["B-x"]), TOKENIZER)
     assert row.tokens == (*TOKENIZER.start_ids, RED, DASH)
     assert (row.places, row.cut) == ((1, 2), 3)
+
+
+def test_a_word_without_a_token_has_a_tag_and_no_place() -> None:
+    space = "\u3000"
+    text = ptkit.TaggedRecord(
+        origin=ptkit.Origin("train.conll", 1),
+        text=f"we{space}hat",
+        words=((0, 2), (2, 3), (3, 6)),
+        tags=("B-x", "I-x", "O"),
+    )
+    (row,) = head().encode(text, TOKENIZER)
+    assert (row.tokens, row.labels) == ((*TOKENIZER.start_ids, WE, HAT), (1, 2, 0))
+    assert row.places == (1, 1, -1, -1, 2, 2)
 
 
 def test_tags_are_made_well_formed() -> None:

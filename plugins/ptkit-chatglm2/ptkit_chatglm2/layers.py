@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ptkit import swiglu  # by itself: torch.compile need not follow how ptkit loads its names
+from ptkit import gated_mlp  # by itself: torch.compile need not follow how ptkit loads its names
 from ptkit_chatglm2.attention import MergedAttention
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., h] to [..., h]"""
-        made: Tensor = self.down_proj(swiglu(self.gate_up_proj(hidden_states)))
-        return made
+        return gated_mlp(hidden_states, self.gate_up_proj, self.down_proj)
 
 
 def use_fused(model: GlmForCausalLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -12,8 +13,6 @@ from pydantic import Field, ValidationInfo, field_validator
 import ptkit
 from ptkit_tasks.linear import linear
 from ptkit_tasks.tags import OUTSIDE, EveryWord, best_bio, fill_tags, is_bio
-from ptkit_tasks.windows import word_windows
-from ptkit_tasks.words import Word, encode_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,20 +124,7 @@ class WordHead(ptkit.TaskHead):
         return ptkit.HeadLimits("max_tokens")
 
     def encode(self, record: ptkit.Record, tokenizer: ptkit.Tokenizer) -> list[ptkit.Row]:
-        """A row, or one a window; ``labels`` and ``places`` are of the words that it is asked for.
-
-        ``places`` holds the first and the last token of each of them, -1 and -1 for a word that
-        the tokenizer gives none, whose label is `IGNORE`. A word longer than a row is cut.
-
-        Example (start id 2; words 5 6 | 7; tags O and B-x are labels 0 and 1)::
-
-            tokens (2, 5, 6, 7)   labels (1, 0)   places (1, 2, 3, 3)
-
-        With ``max_tokens = 4`` and ``overlap = 2``, words 5 | 6 | 7 | 8 are read in two windows::
-
-            tokens (2, 5, 6, 7)   labels (1, 0)   places (1, 1, 2, 2)
-            tokens (2, 6, 7, 8)   labels (0, 0)   places (2, 2, 3, 3)
-        """
+        """The rows of `ptkit.word_rows`; the label of a word without a token is `IGNORE`."""
         return self.encode_batch([record], tokenizer)[0]
 
     def encode_batch(
@@ -148,51 +134,14 @@ class WordHead(ptkit.TaskHead):
         given = [record for record in records if isinstance(record, ptkit.TaggedRecord)]
         assert len(given) == len(records)
         ids = {label: index for index, label in enumerate(self.labels)}
-        labels = [self._label_ids(record, ids) for record in given]
-        words = encode_words(given, tokenizer)
-        specials = len(tokenizer.join(()).tokens)
-        room = self.settings.max_tokens - specials
-        if room < 1:
-            raise ptkit.RecipeError(
-                f"task.max_tokens = {self.settings.max_tokens} leaves no room for a word: "
-                f"the specials of a row take {specials}; raise it"
-            )
-        return [
-            self._rows(own, tags, room, tokenizer) for own, tags in zip(words, labels, strict=True)
-        ]
-
-    def _rows(
-        self, words: Sequence[Word], labels: Sequence[int], room: int, tokenizer: ptkit.Tokenizer
-    ) -> list[ptkit.Row]:
-        overlap = self.settings.overlap
-        overlap = self.settings.max_tokens // 4 if overlap is None else overlap
-        kept = [word.ids[:room] for word in words]
-        rows = []
-        for window in word_windows([len(ids) for ids in kept], room, overlap):
-            within = range(window.start, window.end)
-            joined = tokenizer.join([token for i in within for token in kept[i]])
-            places: list[int] = []
-            targets: list[int] = []
-            at = joined.first
-            for i in within:
-                size = len(kept[i])
-                if window.first <= i < window.behind:
-                    first = min(words[i].first, size - 1)
-                    places += (at + first, at + size - 1) if size else (-1, -1)
-                    if labels:
-                        targets.append(labels[i] if size else ptkit.IGNORE)
-                at += size
-            asked = range(window.first, window.behind)
-            rows.append(
-                ptkit.Row(
-                    joined.tokens,
-                    tuple(targets),
-                    joined.token_types,
-                    cut=sum(len(words[i].ids) - len(kept[i]) for i in asked),
-                    places=tuple(places),
-                )
-            )
-        return rows
+        rows = ptkit.word_rows(
+            given,
+            [self._label_ids(record, ids) for record in given],
+            tokenizer,
+            max_tokens=self.settings.max_tokens,
+            overlap=self.settings.overlap,
+        )
+        return [[_trained(row) for row in own] for own in rows]
 
     # -------------------------------------------------------------------------------- states
 
@@ -359,6 +308,14 @@ class TokenClassification(WordHead):
     ) -> Sequence[list[ptkit.Entity]]:
         """No entity at all; an entity at the same characters of every text makes no sense."""
         return [[]]
+
+
+def _trained(row: ptkit.Row) -> ptkit.Row:
+    """The row without the labels of words that have no token to train on."""
+    if not row.labels or min(row.places) >= 0:
+        return row
+    known = zip(row.labels, row.places[::2], strict=True)
+    return replace(row, labels=tuple(x if place >= 0 else ptkit.IGNORE for x, place in known))
 
 
 def _shown(labels: Sequence[str]) -> str:

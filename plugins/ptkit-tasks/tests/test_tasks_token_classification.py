@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ptkit_tasks.tags import best_bio, fill_tags
 from ptkit_tasks.token_classification import Tagging, TokenClassification
-from ptkit_tasks.words import Word, encode_words
 from pydantic import ValidationError
 
 import ptkit
@@ -50,86 +48,6 @@ def entity_head(labels: Sequence[str] = BIO, **settings: Any) -> TokenClassifica
 
 def encoded(rows: Sequence[ptkit.Row]) -> list[ptkit.EncodedRow]:
     return [ptkit.EncodedRow(row, 0, part) for part, row in enumerate(rows)]
-
-
-# ------------------------------------------------------------------------------------ words
-
-
-class PieceTokenizer(ptkit.Tokenizer):
-    """As SentencePiece: a blank is ▁, a text begins with one, pieces have two letters at most."""
-
-    pad_id, eos_id, vocab_size = 0, 1, 1000
-    fingerprint = "pieces"
-
-    def __init__(self) -> None:
-        self.known: list[str] = []
-        self.asked: list[str] = []
-
-    def _ids(self, text: str) -> list[int]:
-        found = re.findall("▁?[a-z]{1,2}|▁|.", text.replace(" ", "▁"))
-        self.known += [piece for piece in dict.fromkeys(found) if piece not in self.known]
-        return [self.known.index(piece) for piece in found]
-
-    def encode(self, text: str) -> list[int]:
-        self.asked.append(text)
-        return self._ids(" " + text)
-
-    def pieces(self, text: str) -> list[int]:
-        self.asked.append(text)
-        return self._ids(text)
-
-    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        raise NotImplementedError
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.known[i] for i in ids)
-
-
-def test_words_are_encoded_as_in_running_text_and_once() -> None:
-    tokenizer = PieceTokenizer()
-    text = "the cat, the\n\u3000猫猫 cat"
-    words = ["the", "cat", ",", "the", "猫", "猫", "cat"]
-    one, two = encode_words([record(text, words=words), record("the cat")], tokenizer)
-    shown = [[tokenizer.known[i] for i in word.ids] for word in one]
-    assert shown == [
-        ["▁th", "e"],
-        ["▁ca", "t"],
-        [","],
-        ["▁th", "e"],
-        ["▁", "猫"],
-        ["猫"],
-        ["▁ca", "t"],
-    ]
-    assert [word.first for word in one] == [0, 0, 0, 0, 1, 0, 0]  # ▁ alone is not the word
-    assert two == one[:2]
-    assert tokenizer.asked == [" ", "the", " cat", ",", " the", " 猫", "猫"]
-
-
-def test_the_blank_before_a_word_does_not_stand_for_it() -> None:
-    tokenizer = PieceTokenizer()
-    row = entity_head().encode(record("we 猫猫", words=["we", "猫", "猫"]), tokenizer)[0]
-    assert [tokenizer.known[i] for i in row.tokens] == ["▁we", "▁", "猫", "猫"]
-    assert row.places == (0, 0, 2, 2, 3, 3)
-
-
-def test_what_lies_between_words_is_left_out() -> None:
-    bracketed = record("we (saw) it", words=["we", "saw", "it"])
-    _, saw, it = encode_words([bracketed], PieceTokenizer())[0]
-    tokenizer = PieceTokenizer()
-    encode_words([bracketed], tokenizer)
-    assert tokenizer.asked == [" ", "we", "saw", " it"]
-    assert len(saw.ids) == 2
-    assert len(it.ids) == 1
-
-
-def test_white_space_that_is_a_word_is_encoded_once() -> None:
-    tokenizer = PieceTokenizer()
-    encode_words([record("下 雨", words=["下", " ", "雨"])], tokenizer)
-    assert tokenizer.asked == [" ", "下", " ", "雨"]
-
-
-def test_a_record_without_words_has_none() -> None:
-    assert encode_words([record(""), record("we")], TOKENIZER) == [[], [Word((WE,), 0)]]
 
 
 # ------------------------------------------------------------------------------------ rows
