@@ -15,10 +15,10 @@ from ptkit.batching import ON_A_GPU, WEIGHTS_AT_ONCE
 from ptkit.engine.frozen_codes import dequantize
 from ptkit.engine.operators import has_triton, register, register_gradient
 
-TILE = WEIGHTS_AT_ONCE
-"""Numbers of a weight that are made again at once; on a GPU `ON_A_GPU` times as many. An H100 has
-cache for 32 MiB of them, but writes them out all the same, and multiplies by a whole weight of
-27,392 rows a fifth faster than by seven parts of it."""
+NUMBERS_AT_ONCE = {"cpu": WEIGHTS_AT_ONCE, "cuda": WEIGHTS_AT_ONCE * ON_A_GPU}
+"""Of a weight, that are made again at once. An H100 has cache for 2^24 of them, but writes them out
+all the same, and multiplies by a whole weight of 27,392 rows a fifth faster than by seven parts of
+it."""
 
 FEW_TOKENS = 64
 """Up to so many tokens a kernel reads the codes in the matmul itself; above, tiles are faster."""
@@ -35,8 +35,8 @@ def made_again(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> T
     return dequantize(codes, scale, bits, dtype)
 
 
-def _tile(device: torch.device) -> int:
-    return TILE * ON_A_GPU if device.type == "cuda" else TILE
+def _at_once(device: torch.device) -> int:
+    return NUMBERS_AT_ONCE.get(device.type, WEIGHTS_AT_ONCE)
 
 
 def _linear(
@@ -51,7 +51,7 @@ def _linear(
             product = few_tokens(flat, codes, scale, bits).view(*x.shape[:-1], rows)
             return product if bias is None else product.add_(bias)
     made = flat.new_empty(len(flat), rows)
-    for part in _parts(rows, max(1, _tile(x.device) // columns)):
+    for part in _parts(rows, max(1, _at_once(x.device) // columns)):
         weight = made_again(codes[part], scale[part], bits, x.dtype)
         if bias is None:
             torch.mm(flat, weight.t(), out=made[:, part])
@@ -65,7 +65,7 @@ def _linear_backward(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) 
     flat = gradient.reshape(-1, rows)
     made = flat.new_empty(len(flat), columns)
     # tiles of columns: each number of the result is one sum, not a sum of rounded ones
-    for part in _parts(columns, max(1, _tile(gradient.device) // rows // _COLUMNS) * _COLUMNS):
+    for part in _parts(columns, max(1, _at_once(gradient.device) // rows // _COLUMNS) * _COLUMNS):
         bytes_ = slice(part.start * bits // 8, part.stop * bits // 8)
         scales = scale
         if scale.dim() == 2:

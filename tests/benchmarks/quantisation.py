@@ -225,17 +225,17 @@ def measure_linears(kinds: Sequence[str], device: str, *, compiled: bool) -> Non
 
 
 def measure_tiles(kinds: Sequence[str], device: str) -> None:
-    before = frozen_ops.TILE
+    before = frozen_ops.NUMBERS_AT_ONCE[device]
     for kind in (kind for kind in kinds if kind.startswith("int")):
         layer = Linears(sizes_of(device), kind, device)
         x = torch.randn(TOKENS[0], sizes_of(device)["qkv"][1], device=device)
         x = x if device == "cpu" else x.bfloat16()
         for tile in TILES:
-            frozen_ops.TILE = tile
+            frozen_ops.NUMBERS_AT_ONCE[device] = tile
             clean(device)
             taken = seconds(both_ways(layer, x), device, graph=False)
             show(part="tiles", kind=kind, tile=tile, both_s=taken, peak_gib=peak(device))
-    frozen_ops.TILE = before
+    frozen_ops.NUMBERS_AT_ONCE[device] = before
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ptkit
+from ptkit.batching import WEIGHTS_AT_ONCE
 from ptkit.engine import frozen_ops
 
 KINDS = ("fp8", "int8", "int4", "int4-g64", "int4-g128")
@@ -126,8 +127,8 @@ def test_tiles_give_what_the_whole_gives(
 ) -> None:
     layer = ptkit.QuantizedLinear.of(kind).from_weight(random(24, 384))
     found = []
-    for tile in (frozen_ops.TILE, 24 * 128):  # 8 rows at a time, and 128 columns
-        monkeypatch.setattr(frozen_ops, "TILE", tile)
+    for tile in (WEIGHTS_AT_ONCE, 24 * 128):  # 8 rows at a time, and 128 columns
+        monkeypatch.setitem(frozen_ops.NUMBERS_AT_ONCE, "cpu", tile)
         x = random(70, 384, seed=2).to(dtype).requires_grad_()
         output = layer(x)
         output.backward(random(70, 24, seed=3).to(dtype))
@@ -137,7 +138,7 @@ def test_tiles_give_what_the_whole_gives(
 
 
 def test_a_tile_is_all_that_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_ops, "TILE", 24 * 128)
+    monkeypatch.setitem(frozen_ops.NUMBERS_AT_ONCE, "cpu", 24 * 128)
     shapes: list[torch.Size] = []
     plain = frozen_ops.made_again
 
