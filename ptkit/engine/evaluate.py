@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -17,7 +19,7 @@ from ptkit.data import Part
 from ptkit.engine.feeding import split
 from ptkit.engine.generate import calls, window
 from ptkit.engine.model import Model
-from ptkit.engine.outofmemory import within_memory
+from ptkit.engine.outofmemory import OutOfMemory, ran_out, release, within_memory
 from ptkit.engine.processes import ALONE, Processes
 from ptkit.engine.stopping import Interrupted
 from ptkit.engine.train import Totals, total_loss
@@ -29,6 +31,8 @@ from ptkit.records import EncodedRow, Origin, Pair, Record
 from ptkit.rowstore import Origins
 
 ROWS_AT_ONCE = 256  # rows that are sorted by length and predicted in batches, before the next
+
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -116,18 +120,31 @@ def predict_rows(
     progress: Callable[[int], None] | None = None,
     origins: Mapping[int, Origin] | Origins | None = None,
 ) -> list[Any]:
-    """One output a row, in order; rows of like length are predicted together, longest first.
+    """One output a row, in order; rows of like length are predicted together, longest first, and
+    in two halves, one after the other, if they don't fit into memory.
 
     ``progress`` gets the number of rows so far; ``origins`` are those of the records, for messages.
-    Raises `PluginError` if the head fails or miscounts.
+    Raises `PluginError` if the head fails or miscounts, `OutOfMemory` for a row that does not fit
+    even alone.
     """
     outputs: list[Any] = [None] * len(rows)
     done = 0
     lengths = [len(row.tokens) for row in rows]
-    for batch in calls(lengths, head.limits().answer, model):
+    waiting = deque(calls(lengths, head.limits().answer, model))
+    while waiting:
+        batch = waiting.popleft()
         some = [rows[index] for index in batch]
-        with blamed(head, "predict()", partial(_failing, model, head, module, some, origins)):
-            found = head.predict(model, module, some)
+        found, problem = _predicted(model, head, module, some, origins)
+        if problem:
+            release()
+            if len(batch) == 1:
+                record = some[0].record
+                where = f"record {record}" if origins is None else str(origins[record])
+                raise OutOfMemory(where, problem, tokens=lengths[batch[0]])
+            half = -(-len(batch) // 2)
+            waiting.extendleft((batch[half:], batch[:half]))
+            _log.warning("out of memory: trying again with %d rows at once", half)
+            continue
         got = len(found) if hasattr(found, "__len__") else type(found).__name__
         if got != len(batch):
             text = f"predict() must return one output a row, got {got} for {len(batch)} rows"
@@ -138,6 +155,28 @@ def predict_rows(
         if progress is not None:
             progress(done)
     return outputs
+
+
+def _predicted(
+    model: Model,
+    head: TaskHead,
+    module: nn.Module | None,
+    rows: Sequence[EncodedRow],
+    origins: Mapping[int, Origin] | Origins | None,
+) -> tuple[Any, str]:
+    """What the head predicts, and nothing; or if memory runs out, what is wrong with the first."""
+    try:
+        with blamed(head, "predict()", partial(_failing, model, head, module, rows, origins)):
+            return head.predict(model, module, rows), ""
+    except OutOfMemory as error:  # of a prompt, which is the row's if it is the only one
+        return None, error.problem
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+    return None, (
+        f"has {len(rows[0].tokens):,} tokens, which don't fit into memory even alone; shorten it "
+        "with the settings of the task, or take a smaller or quantised base model"
+    )
 
 
 def _failing(

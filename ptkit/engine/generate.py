@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ptkit.engine.attention import NO_PREFIX
 from ptkit.engine.decoding import Decoder
-from ptkit.isolation import out_of_memory
+from ptkit.engine.outofmemory import OutOfMemory, ran_out, release
 from ptkit.records import Sampling
 
 if TYPE_CHECKING:
@@ -65,12 +64,14 @@ def window(rows: int, device: torch.device) -> int:
 
 @dataclass
 class Request:
-    """A prompt on its way to its answer, which has ``limit`` tokens at most."""
+    """A prompt on its way to its answer, which has ``limit`` tokens at most. ``number``: of the
+    prompt, from 1, for messages."""
 
     prompt: Sequence[int]
     key: int
     limit: int
     prefix: int = NO_PREFIX
+    number: int = 1
     answer: list[int] = field(default_factory=list)
     ended: bool = False
     draws: Tensor | None = None
@@ -109,6 +110,8 @@ def generate(
     memory, half as many rows go on, from where they are. ``progress`` is called with the number of
     rows that were finished since the last call. ``prefix_of_row`` picks one of several prefixes a
     prompt, −1 none. ``limits``: a prompt's own ``max_new_tokens``, none above that of ``sampling``.
+
+    Raises `OutOfMemory` for a prompt that does not fit into memory even alone.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt needs at least one token")
@@ -117,8 +120,10 @@ def generate(
     keys = range(len(prompts)) if keys is None else keys
     limits = (sampling.max_new_tokens,) * len(prompts) if limits is None else limits
     requests = [
-        Request(prompt, key, limit, prefix)
-        for prompt, key, limit, prefix in zip(prompts, keys, limits, prefix_of_row, strict=True)
+        Request(*each, number)
+        for number, each in enumerate(
+            zip(prompts, keys, limits, prefix_of_row, strict=True), start=1
+        )
     ]
     wanted = [request for request in requests if request.limit > 0]
     for group, slots in grouped(wanted, batch_tokens, cuda=model.device.type == "cuda"):
@@ -156,22 +161,34 @@ def _within_memory(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Finish the requests; each time that memory runs out, with half as many slots. `LockStep` of
-    `ptkit.engine.sharding` refuses that where it would leave other processes behind."""
+    `ptkit.engine.sharding` refuses that where it would leave other processes behind.
+
+    Raises `OutOfMemory` for the first that is not finished where there is one slot.
+    """
     while requests:
         try:
             Batch(model, requests, sampling, slots, prefill, progress).run()
         except (MemoryError, RuntimeError) as error:
-            if slots == 1 or not out_of_memory(error):
+            if not ran_out(error):
                 raise
-            slots, prefill = slots // 2, max(1, prefill // 2)
         else:
             return
-        # here the error is gone, and with it the tensors that its traceback kept alive
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        _log.warning("out of memory while decoding: trying again with %d rows at once", slots)
+        release()
         requests = [request for request in requests if not request.ended]
+        if slots == 1 and requests:
+            raise _too_large(requests[0])
+        slots, prefill = slots // 2, max(1, prefill // 2)
+        _log.warning("out of memory while decoding: trying again with %d rows at once", slots)
+
+
+def _too_large(request: Request) -> OutOfMemory:
+    tokens = len(request.prompt)
+    problem = (
+        f"has {tokens:,} tokens, which with an answer of up to {request.limit:,} don't fit into "
+        "memory even alone; shorten it, lower the limit of the answer, or take a smaller or "
+        "quantised base model"
+    )
+    return OutOfMemory(f"prompt {request.number}", problem, tokens=tokens)
 
 
 class Batch:

@@ -22,11 +22,13 @@ class OutOfMemory(PtkitError):
     """A micro-batch that does not fit. ``tokens``: as the budget counts them, padding included;
     ``groups``: the loss groups in it, which can be put into micro-batches of their own.
 
-    Its line is what the user sees if there is one group only.
+    Its line is what the user sees if there is one group only, such as a prompt: ``where`` that is,
+    and ``problem``.
     """
 
-    def __init__(self, line: str, *, tokens: int, groups: int) -> None:
-        super().__init__(line)
+    def __init__(self, where: str, problem: str, *, tokens: int, groups: int = 1) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.problem = problem
         self.tokens = tokens
         self.groups = groups
 
@@ -42,6 +44,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen = inner if isinstance(inner, BaseException) else seen.__cause__ or context
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether ``error`` is memory that ran out, or what that led to."""
+    return any(map(out_of_memory, causes(error)))
+
+
+def release() -> None:
+    """Give back what the work that ran out of memory held; its error must be gone by then, since
+    the traceback keeps the tensors alive."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def told_as(
     rows: Sequence[EncodedRow], store: RowStore, *, tokens: int, groups: int
@@ -51,17 +66,17 @@ def told_as(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not any(map(out_of_memory, causes(error))):
+        if not ran_out(error):
             raise
         record, real = rows[0].record, sum(len(row.tokens) for row in rows)
         where = f"record {record}" if store.origins is None else str(store.origins[record])
         what = f"its {len(rows)} rows of one loss have" if len(rows) > 1 else "has"
-        line = (
-            f"{where}: {what} {real:,} tokens, which don't fit into memory even alone; shorten it "
+        problem = (
+            f"{what} {real:,} tokens, which don't fit into memory even alone; shorten it "
             'with the settings of the task, set train.memory = "small" if it isn\'t, or take a '
             "smaller or quantised base model"
         )
-        raise OutOfMemory(line, tokens=tokens, groups=groups) from None
+        raise OutOfMemory(where, problem, tokens=tokens, groups=groups) from None
 
 
 def within_memory(tokens: int, work: Callable[[int], _T], halved: Callable[[int], None]) -> _T:
@@ -80,8 +95,5 @@ def within_memory(tokens: int, work: Callable[[int], _T], halved: Callable[[int]
             tokens //= 2
             while tokens >= error.tokens:  # that would split nothing
                 tokens //= 2
-        # here the error is gone, and with it the tensors that its traceback kept alive
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
         halved(tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptkit.engine.attention import KeyValue
 from ptkit.engine.model import Model
+from ptkit.engine.outofmemory import ran_out
 from ptkit.errors import CheckpointError, PtkitError
 from ptkit.records import EncodedRow, Row
 
@@ -25,11 +26,12 @@ def probe(model: Model) -> None:
     every key and value, the untouched model must be as it was, and a row's states must not depend
     on the rows that it is packed with. A layer that calls no attention function, mixes tokens in
     another way, or counts positions by itself is found here, not after hours of training. Raises
-    `PtkitError` if Triton can't build our kernels, which are first used here.
+    `PtkitError` if Triton can't build our kernels, which are first used here, or if memory runs
+    out.
     """
-    name = type(model.body).__name__
-    rows, prefix = _rows(model), _prefix(model)
+    name, rows = type(model.body).__name__, _rows(model)
     try:
+        prefix = _prefix(model)
         with model.using(None), torch.no_grad():
             untouched = model.states(rows).hidden.float()
             alone = torch.cat([model.states([row]).hidden.float() for row in rows])
@@ -38,7 +40,13 @@ def probe(model: Model) -> None:
             changed.square().sum().backward()
         with model.using(None), torch.no_grad():
             again = model.states(rows).hidden.float()
-    except (CalledProcessError, OSError, RuntimeError, TypeError, IndexError) as error:
+    except (CalledProcessError, OSError, MemoryError, RuntimeError, TypeError, IndexError) as error:
+        if ran_out(error):
+            raise PtkitError(
+                f"{name}: its weights leave no memory for rows, not even for two of "
+                f"{sum(LENGTHS)} tokens; free what other programs use, or take a smaller or "
+                "quantised base model"
+            ) from None
         reason = " ".join(str(error).split())[:200]
         if _while_building(error):
             raise PtkitError(

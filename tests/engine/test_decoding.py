@@ -15,6 +15,7 @@ from ptkit.engine.attention import KeyValue, Scores
 from ptkit.engine.decoding import Cache, Decoder, DecodeRows, attend_slots
 from ptkit.engine.generate import Batch, Request, generate, generator, grouped
 from ptkit.engine.model import Model
+from ptkit.engine.outofmemory import OutOfMemory
 from ptkit.models import LoadedBackbone
 from ptkit.records import Geometry, Sampling
 
@@ -299,9 +300,18 @@ def test_out_of_memory_halves_the_slots_and_goes_on(
 
 
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots are halved until there is one; the longest prompt, the fifth, is on it first."""
     fail_at(monkeypatch, "steps", above=0)
-    with pytest.raises(torch.OutOfMemoryError):
-        make_model("llama").generate(prompts(), Sampling(6))
+    model = make_model("llama")
+    model.eos_id = -1  # no answer ends before its limit
+    with pytest.raises(OutOfMemory) as caught:
+        model.generate(prompts(), Sampling(12))  # of which each try gets one on
+    assert caught.value.lines == (
+        "prompt 5: has 12 tokens, which with an answer of up to 12 don't fit into memory even "
+        "alone; shorten it, lower the limit of the answer, or take a smaller or quantised base "
+        "model",
+    )
+    assert (caught.value.exit_code, caught.value.tokens) == (2, 12)
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

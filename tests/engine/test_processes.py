@@ -287,7 +287,7 @@ def test_a_single_row_that_does_not_fit_into_a_shared_pass_is_told_too(jobs: Job
     job.write_text(json.dumps(changed))
     _, second = share(SCRIPT, job, 2, jobs.root / "errors")
     assert second.code == 2
-    assert second.errors.startswith("rank 1: memory ran out in a pass that all processes take part")
+    assert second.errors.startswith("validation.json:1: has 12 tokens, which with an answer of up")
 
 
 def test_memory_that_runs_out_between_shared_passes_is_no_other_process_s_matter(
