@@ -163,14 +163,12 @@ def check(
     trainable = prefix_parameters(geometry, length, projection)
     plan, batches = _plan(recipe, head, tallies["train"])
     parts = [_part_report(tally, tallies["train"], prepared) for tally in tallies.values()]
-    estimates = _estimates(backbone, batches, length, trainable)
-    fits = _fits(recipe.train.memory, estimates, gpu(), batches, geometry, length)
+    cpu, cuda = (_estimates(backbone, batches, length, trainable, d) for d in ("cpu", "cuda"))
+    fits = _fits(recipe.train.memory, cpu, cuda, gpu(), batches, geometry, length)
     advice = suggestions(list(tallies.values()), head, backbone)
     if recipe.train.shard_base:
-        shared = [_estimates(backbone, batches, length, trainable, n)[1] for n in PROCESSES]
-        each = [
-            f"{gib(found[0].total)} with {n}" for n, found in zip(PROCESSES, shared, strict=True)
-        ]
+        shared = {n: _estimates(backbone, batches, length, trainable, "cuda", n) for n in PROCESSES}
+        each = [f"{gib(found[0].total)} with {n}" for n, found in shared.items()]
         advice.append(
             "train.shard_base: the memory above is for one process; of several each takes, with no "
             f"layer computed again on GPUs, {', '.join(each)}"
@@ -185,7 +183,7 @@ def check(
         type(head).build is not TaskHead.build,
         geometry.parameters,
         largest(batches, geometry, length, "cpu"),
-        [found[count] for found in estimates for count in (0, -1)],
+        [found[count] for found in (cpu, cuda) for count in (0, -1)],
         recipe.train.memory,
         fits,
         _warnings(recipe, head, parts, plan, length),
@@ -259,36 +257,34 @@ def _estimates(
     batches: Sequence[MicroBatch],
     prefix: int,
     trainable: int,
+    device: str,
     processes: int = 1,
-) -> tuple[list[Memory], list[Memory]]:
-    """`by_layers` on a CPU and on a GPU; ``processes`` share the weights."""
+) -> list[Memory]:
+    """`by_layers` on a device, "cpu" or "cuda"; ``processes`` share the weights."""
     geometry, chosen = backbone.geometry, backbone.settings.dtype
-    cpu, cuda = (
-        by_layers(
-            geometry,
-            largest(batches, geometry, prefix, device),
-            prefix=prefix,
-            trainable=trainable,
-            device=device,
-            dtype=chosen if chosen in BYTES else default,
-            quantization=backbone.quantization,
-            on_host=backbone.parameters_on_host if device == "cuda" else 0,
-            processes=processes,
-        )
-        for device, default in (("cpu", "float32"), ("cuda", "bfloat16"))
+    default = "float32" if device == "cpu" else "bfloat16"
+    return by_layers(
+        geometry,
+        largest(batches, geometry, prefix, device),
+        prefix=prefix,
+        trainable=trainable,
+        device=device,
+        dtype=chosen if chosen in BYTES else default,
+        quantization=backbone.quantization,
+        on_host=backbone.parameters_on_host if device == "cuda" else 0,
+        processes=processes,
     )
-    return cpu, cuda
 
 
 def _fits(
     use: str,
-    estimates: tuple[list[Memory], list[Memory]],
+    cpu: list[Memory],
+    cuda: list[Memory],
     gpu: tuple[str, int] | None,
     batches: Sequence[MicroBatch],
     geometry: Geometry,
     prefix: int,
 ) -> list[Fit]:
-    cpu, cuda = estimates
     rows = [len(largest(batches, geometry, prefix, d).lengths) for d in ("cpu", "cuda")]
     found = [Fit.of("CPU of this computer", use, memory_of_machine(), cpu, rows[0])]
     name, free = ("a GPU", None) if gpu is None else gpu

@@ -22,46 +22,14 @@ from ptkit.errors import (
 from ptkit.isolation import one_line
 from ptkit.overrides import apply_overrides, read_toml
 from ptkit.problems import Keys, Problem, settings_problems, shown, unknown_key
-from ptkit.registry import Registered, Registry, load_plugins
+from ptkit.registry import Choice, Registered, Registry, load_plugins
 from ptkit.sections import PrefixSettings, TrainSettings
 from ptkit.settings import Component, Settings, SourceContext, dump
 
-__all__ = ["FORMAT", "Choice", "PrefixSettings", "Recipe", "TrainSettings"]
+__all__ = ["FORMAT", "PrefixSettings", "Recipe", "TrainSettings"]
 
 FORMAT = 1
 """The version of the recipe format, written as ``ptkit = 1`` at the top of every recipe."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A component that a recipe names, with its checked settings."""
-
-    section: str
-    registered: Registered
-    settings: Settings
-
-    @property
-    def kind(self) -> str:
-        return self.registered.component.name
-
-    def create(self, **kwargs: Any) -> Any:
-        """The component; ``kwargs``: what its class takes besides settings, such as ``labels``.
-
-        Raises `PluginError` for whatever its constructor raises.
-        """
-        kind, owner = self.registered.component, str(self.registered.owner)
-        try:
-            made = kind(self.settings, **kwargs)
-        except PtkitError:
-            raise
-        except (Exception, SystemExit) as error:
-            text = f"{self.section}.kind {self.kind!r} ({owner}): {kind.__name__}() raised"
-            raise PluginError(f"{text} {one_line(error)}; {REPORT}") from error
-        made.owner = owner
-        return made
-
-    def resolved(self, *, portable: bool = False) -> dict[str, Any]:
-        return {"kind": self.kind, **dump(self.settings, portable=portable)}
 
 
 @dataclass(frozen=True)

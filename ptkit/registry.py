@@ -35,10 +35,11 @@ from ptkit.entrypoints import (
 from ptkit.errors import REPORT, PluginError, PtkitError, suggestion
 from ptkit.interchange import ADAPTER_FORMATS
 from ptkit.records import Record
-from ptkit.settings import Component, Settings
+from ptkit.settings import Component, Settings, dump
 
 __all__ = [
     "COLLECTED",
+    "Choice",
     "Failure",
     "Owner",
     "Registered",
@@ -68,6 +69,41 @@ class Registered:
 
     component: type[Component]
     owner: Owner
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A registered component with checked settings, such as a recipe names.
+
+    ``section``: where it was named, such as "task".
+    """
+
+    section: str
+    registered: Registered
+    settings: Settings
+
+    @property
+    def kind(self) -> str:
+        return self.registered.component.name
+
+    def create(self, **kwargs: Any) -> Any:
+        """The component; ``kwargs``: what its class takes besides settings, such as ``labels``.
+
+        Raises `PluginError` for whatever its constructor raises.
+        """
+        kind, owner = self.registered.component, str(self.registered.owner)
+        try:
+            made = kind(self.settings, **kwargs)
+        except PtkitError:
+            raise
+        except (Exception, SystemExit) as error:
+            text = f"{self.section}.kind {self.kind!r} ({owner}): {kind.__name__}() raised"
+            raise PluginError(f"{text} {one_line(error)}; {REPORT}") from error
+        made.owner = owner
+        return made
+
+    def resolved(self, *, portable: bool = False) -> dict[str, Any]:
+        return {"kind": self.kind, **dump(self.settings, portable=portable)}
 
 
 @dataclass(frozen=True)

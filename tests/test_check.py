@@ -20,7 +20,7 @@ from ptkit import cli
 from ptkit.check import PartReport, Report, check
 from ptkit.commands import checked
 from ptkit.counting import Bin, Equal, content_hash, histogram, label_kind, percentile
-from ptkit.memory import gib, weight_bytes
+from ptkit.memory import Memory, by_layers, gib, weight_bytes
 from ptkit.preparation import prepare
 from ptkit.records import IGNORE, GenerationRecord, Origin, Row
 from ptkit.registry import Owner, Registry
@@ -301,6 +301,21 @@ def test_memory_of_a_base_that_processes_share(run_check: Checker) -> None:
     )
     assert report.suggestions == [line]
     assert run_check(ROWS).suggestions == []
+
+
+def test_a_shared_base_is_estimated_for_gpus_alone(
+    run_check: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each estimate looks at every micro-batch of the first steps."""
+    asked: list[tuple[str, int]] = []
+
+    def counted(*args: Any, device: str, processes: int, **kwargs: Any) -> list[Memory]:
+        asked.append((device, processes))
+        return by_layers(*args, device=device, processes=processes, **kwargs)
+
+    monkeypatch.setattr("ptkit.check.by_layers", counted)
+    run_check(ROWS, train={"shard_base": True})
+    assert asked == [("cpu", 1), ("cuda", 1), ("cuda", 2), ("cuda", 4), ("cuda", 8)]
 
 
 def test_memory_with_a_type_of_ones_own(make_recipe: RecipeMaker) -> None:

@@ -12,8 +12,8 @@ from ptkit.engine.adapter import Adapter
 from ptkit.errors import CheckpointError, PtkitError
 from ptkit.manifest import MANIFEST
 from ptkit.models import Backbone
-from ptkit.recipe import Choice, choose
-from ptkit.registry import Registry
+from ptkit.recipe import choose
+from ptkit.registry import Choice, Registry
 from ptkit.settings import FromCommandLine
 
 FILES = ("train", "validation", "test", "split", "limit")

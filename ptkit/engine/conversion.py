@@ -22,8 +22,8 @@ from ptkit.interchange import ADAPTER_FORMATS, AdapterFormat
 from ptkit.isolation import blamed, check_type
 from ptkit.manifest import MANIFEST
 from ptkit.models import Backbone
-from ptkit.recipe import FORMAT, Choice, choose
-from ptkit.registry import Registry, collision, load_plugins
+from ptkit.recipe import FORMAT, choose
+from ptkit.registry import Choice, Registry, collision, load_plugins
 from ptkit.settings import dump
 
 PTKIT = "ptkit"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 import ptkit
 from ptkit import Origin, Pair, PluginError, Record
+from ptkit.data import Part
 from ptkit.engine.evaluate import best_constant, score, score_rows
-from ptkit.engine.lengths import Part
 from ptkit.settings import SourcePath
 
 
@@ -51,6 +52,15 @@ def pairs(*answers: tuple[str, str | None]) -> list[Pair]:
     return [Pair(record, prediction, reference) for prediction, reference in answers]
 
 
+def validation(count: int) -> tuple[list[Record], Part]:
+    """Records of lines 1, 2, …, and the part that they are."""
+    records = [Record(origin=Origin("a", line)) for line in range(1, count + 1)]
+    part = Part.of("validation", SourcePath("a", Path("a")), records)
+    for record in records:
+        part.origins.append(record.origin)
+    return records, part
+
+
 PAIRS = pairs(("a", "a"), ("b", "a"), ("c", None), ("a", "a"))
 
 
@@ -87,10 +97,7 @@ def test_the_best_constant_has_scores_of_rows() -> None:
         def reference(self, record: Record) -> str:
             return "a"
 
-    records = [Record(origin=Origin("a", line)) for line in (1, 2)]
-    part = Part.of("validation", SourcePath("a", __import__("pathlib").Path("a")), records)
-    for record in records:
-        part.origins.append(record.origin)
+    records, part = validation(2)
     best = best_constant(Head(), [Same(Same.Settings())], records, part, seed=0)  # type: ignore[arg-type]
     assert best is not None
     assert best[0] == "a"
@@ -109,9 +116,7 @@ def test_the_best_constant_of_an_error_is_the_smallest() -> None:
         def reference(self, record: Record) -> str:
             return "a"
 
-    records = [Record(origin=Origin("a", 1))]
-    part = Part.of("validation", SourcePath("a", __import__("pathlib").Path("a")), records)
-    part.origins.append(records[0].origin)
+    records, part = validation(1)
     best = best_constant(Head(), [Far(Far.Settings())], records, part, seed=0)  # type: ignore[arg-type]
     assert best is not None
     assert best[0] == "b"  # "same" is 100 for "a", which is the worse error
@@ -129,10 +134,7 @@ def test_a_constant_may_depend_on_the_record() -> None:
         def reference(self, record: Record) -> str:
             return "aa"
 
-    records = [Record(origin=Origin("a", line)) for line in (1, 2)]
-    part = Part.of("validation", SourcePath("a", __import__("pathlib").Path("a")), records)
-    for record in records:
-        part.origins.append(record.origin)
+    records, part = validation(2)
     best = best_constant(Head(), [Same(Same.Settings())], records, part, seed=0)  # type: ignore[arg-type]
     assert best is not None
     assert best[1].rows == [{"same": 0.0}, {"same": 100.0}]
