@@ -60,6 +60,7 @@ CASES = {
     "bf16-speed": Case(settings()),
     "peft": Case(settings(), peft=0),
     "bf16-small": Case(settings(memory="small")),
+    "bf16-13GiB": Case(settings(memory="13.65GB", embeddings="host")),  # GB are 10^9 there
     "int4-small": Case(settings("int4", "small", "host")),
     "fp8": Case(settings("fp8")),
     "answers": Case(settings(), answers=True, data="answers.json"),
