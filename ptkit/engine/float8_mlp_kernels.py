@@ -20,7 +20,7 @@ BLOCK = 4096
 """Columns that a program takes at once, with 16 warps: few enough programs to a multiprocessor that
 an H100's cache holds their rows for the way back (132 · 4 rows of 82 kB at ChatGLM2-6B's size)."""
 
-_LARGEST = tl.constexpr(torch.finfo(FLOAT8).max)
+_STEP = tl.constexpr(1 / torch.finfo(FLOAT8).max)  # as `quantize_float8` has it
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
@@ -54,7 +54,18 @@ def _gradients(D_OUT, GATE_UP, row, column, f, BF: tl.constexpr):
 
 @triton.jit
 def _scale(largest):
-    return tl.maximum(tl.div_rn(tl.max(largest, 0), _LARGEST), _TINY)
+    return tl.maximum(tl.max(largest, 0) * _STEP, _TINY)
+
+
+@triton.jit
+def _quotient(x, scale, inverse):
+    """x / scale, rounded as IEEE wants it, in three instructions; a division takes fourteen.
+
+    ``inverse``: 1 / scale, rounded likewise. Markstein, "Computation of elementary functions on the
+    IBM RISC System/6000 processor" (1990). A row that is infinite somewhere becomes NaN.
+    """
+    near = x * inverse
+    return tl.fma(tl.fma(-near, scale, x), inverse, near)
 
 
 @triton.jit
@@ -66,10 +77,11 @@ def _forward(GATE_UP, CODES, SCALE, f, BF: tl.constexpr):
         largest = tl.maximum(largest, tl.abs(_activated(GATE_UP, row, column, f, BF)))
     scale = _scale(largest)
     tl.store(SCALE + row, scale)
+    inverse = tl.div_rn(1.0, scale)
     blocks = tl.cdiv(f, BF)
     for turn in range(blocks):  # from the last, which the cache still has
         column = (blocks - 1 - turn) * BF + tl.arange(0, BF)
-        codes = tl.div_rn(_activated(GATE_UP, row, column, f, BF), scale)
+        codes = _quotient(_activated(GATE_UP, row, column, f, BF), scale, inverse)
         tl.store(CODES + row * f + column, codes.to(CODES.dtype.element_ty), mask=column < f)
 
 
@@ -83,12 +95,13 @@ def _backward(D_OUT, GATE_UP, CODES, SCALE, f, BF: tl.constexpr):
         largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate), tl.abs(d_up)))
     scale = _scale(largest)
     tl.store(SCALE + row, scale)
+    inverse = tl.div_rn(1.0, scale)
     blocks = tl.cdiv(f, BF)
     for turn in range(blocks):
         column = (blocks - 1 - turn) * BF + tl.arange(0, BF)
         d_gate, d_up = _gradients(D_OUT, GATE_UP, row, column, f, BF)
         at = CODES + row * 2 * f + column
-        d_gate, d_up = tl.div_rn(d_gate, scale), tl.div_rn(d_up, scale)
+        d_gate, d_up = _quotient(d_gate, scale, inverse), _quotient(d_up, scale, inverse)
         tl.store(at, d_gate.to(CODES.dtype.element_ty), mask=column < f)
         tl.store(at + f, d_up.to(CODES.dtype.element_ty), mask=column < f)
 

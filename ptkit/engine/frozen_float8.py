@@ -33,8 +33,9 @@ def quantize_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(largest: Tensor) -> Tensor:
-    # named numbers of torch: torch.compile takes floats of a module for inputs, and reads them back
-    scale = largest.float() / torch.finfo(FLOAT8).max
+    # named numbers of torch: torch.compile takes a module's floats for inputs, and reads them back.
+    # A product, because a GPU makes one of the quotient, too: scales are the same everywhere
+    scale = largest.float() * (1 / torch.finfo(FLOAT8).max)
     return scale.clamp(min=torch.finfo(torch.float32).tiny)  # of a row of zeros
 
 

@@ -52,8 +52,10 @@ def _rest(
     return float8_product(*activated(made), down, down_scale, x.dtype)
 
 
-def _rest_shapes(x: Tensor, *others: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+def _rest_shapes(
+    x: Tensor, made: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor, *others: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape[0], down.shape[0])
 
 
 def _backward_pass(
@@ -71,8 +73,10 @@ def _backward_pass(
     return float8_product(d_codes, d_own, gate_up_transposed, gate_up_transposed_scale, made.dtype)
 
 
-def _backward_shapes(codes: Tensor, own: Tensor, made: Tensor, *transposed: Tensor) -> Tensor:
-    return made.new_empty(codes.shape)
+def _backward_shapes(
+    codes: Tensor, own: Tensor, made: Tensor, gate_up: Tensor, *others: Tensor
+) -> Tensor:
+    return made.new_empty(made.shape[0], gate_up.shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -113,7 +117,7 @@ def float8_mlp(x: Tensor, gate_up: Float8Linear, down: Float8Linear) -> Tensor:
         flat, made, gate_up.transposed, gate_up.transposed_scale,
         down.weight, down.weight_scale, down.transposed, down.transposed_scale,
     )  # fmt: skip
-    return result.view(x.shape)
+    return result.view(*x.shape[:-1], down.out_features)
 
 
 def gated_mlp(x: Tensor, gate_up: nn.Module, down: nn.Module) -> Tensor:

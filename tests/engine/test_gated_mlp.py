@@ -75,6 +75,25 @@ def test_codes_are_those_of_the_operators_apart(rows: int, f: int) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "f"), [(1, 16), (3, 37), (2, 5000)])
+def test_bit_by_bit_they_are_the_gate_and_a_cast(rows: int, f: int, dtype: torch.dtype) -> None:
+    """In half precision the numbers are rounded before their greatest is taken, and before they are
+    divided."""
+    from ptkit.engine import swiglu_kernels
+
+    gate_up, d_out = random(rows, 2 * f, seed=3, dtype=dtype), random(rows, f, seed=4, dtype=dtype)
+    gate_up[2:] = 0
+    for found, apart in (
+        (kernels().forward(gate_up, CODES), swiglu_kernels.forward(gate_up)),
+        (kernels().backward(d_out, gate_up, CODES), swiglu_kernels.backward(d_out, gate_up)),
+    ):
+        codes, scale = quantize_float8(apart)
+        assert torch.equal(found[0].to(FLOAT8).float(), codes.float())
+        assert torch.equal(found[1], scale)
+
+
+@needs_triton
 def test_rows_of_zeros_and_what_is_not_finite() -> None:
     gate_up = random(3, 32, seed=5)
     gate_up[0] = 0
@@ -137,6 +156,24 @@ def test_fused_it_is_the_layers_one_after_another(
         got, want = got.detach().flatten(), want.detach().flatten()
         torch.testing.assert_close(got, want, rtol=0, atol=0.01 * float(want.abs().max()))
         assert float(nn.functional.cosine_similarity(got, want, 0)) > 0.9999
+
+
+def test_one_graph_for_all_numbers_of_tokens() -> None:
+    """And their gradients, which torch could lose without a word; other widths in than out."""
+    gate_up, down = layers(16, 48)
+    down = ptkit.Float8Linear.from_weight(random(32, 48, seed=13))
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(module.float8_mlp, fullgraph=True, dynamic=True, backend=counter)
+    for tokens in (3, 5, 9):
+        x = random(1, tokens, 16, seed=tokens).requires_grad_()
+        found = function(x, gate_up, down)
+        wanted = module.float8_mlp(x, gate_up, down)
+        assert wanted.shape == (1, tokens, 32)
+        torch.testing.assert_close(found, wanted)
+        pair = [torch.autograd.grad(made.sum(), x)[0] for made in (found, wanted)]
+        assert float(pair[0].norm()) > 1
+        torch.testing.assert_close(*pair)
+    assert counter.frame_count == 1
 
 
 def test_what_it_keeps() -> None:
