@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ PARTS = ("train", "validation", "test")
 
 ENCODED_AT_ONCE = 1000  # records
 BETWEEN_COLLECTIONS = 10_000  # objects; several of each of the records that are encoded at once
+SAME_SHOWN = 3  # bad rows with one message
 SAMPLE = 2000  # records of a streamed part that stay in memory, for the constant control
 
 
@@ -99,6 +101,24 @@ def collect_labels(head: TaskHead, train: Part) -> list[str]:
     return list(found)
 
 
+def _told(bad: Sequence[BadRow], *, stopped: bool) -> list[str]:
+    """A line a row, of those with one and the same message the first three, and what is left out.
+
+    ``stopped``: whether the rows behind the last one were not read.
+    """
+    seen: Counter[str] = Counter()
+    lines: list[str] = []
+    for row in bad:
+        seen[row.message] += 1
+        if seen[row.message] <= SAME_SHOWN:
+            lines.append(str(row))
+    if more := len(bad) - len(lines):
+        rows = f"{more:,} more row{'' if more == 1 else 's'} with the same mistake"
+        end = f"; reading stopped at line {bad[-1].origin.line:,}" if stopped else ""
+        lines.append(f"{bad[-1].origin.file}: {rows}{end}")
+    return lines
+
+
 class _Reader:
     """Reads one file: keeps bad rows, and stops as ``on_bad_row`` and ``limit`` say."""
 
@@ -111,11 +131,12 @@ class _Reader:
     def __call__(self) -> Iterator[Record]:
         self.skipped.clear()
         strict = self.form.settings.on_bad_row == "error"
-        found = 0
+        found, stopped = 0, False
         for item in read_rows(self.form, self.source):
             if isinstance(item, BadRow):
                 self.skipped.append(item)
                 if strict and len(self.skipped) >= DataError.SHOWN_AT_ONCE:
+                    stopped = True
                     break
                 continue
             found += 1
@@ -124,7 +145,7 @@ class _Reader:
             if found == self.limit:
                 break
         if self.skipped and strict:
-            raise DataError(*map(str, self.skipped), bad_rows=self.skipped)
+            raise DataError(*_told(self.skipped, stopped=stopped), bad_rows=self.skipped)
         if not found:
             bad = f" ({len(self.skipped)} bad rows were skipped)" if self.skipped else ""
             raise DataError(f"{self.source.name}: has no rows{bad}; {self.key} needs at least one")

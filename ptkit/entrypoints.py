@@ -223,8 +223,8 @@ def watched() -> Iterator[Watch]:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as ``Type: message`` on one line."""
-    text = " ".join(str(error).split())
+    """An exception as ``Type: message`` on one line, without the link behind pydantic's."""
+    text = " ".join(str(error).split()).partition(" For further information visit https://")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

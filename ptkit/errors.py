@@ -9,9 +9,12 @@ import difflib
 import os
 import traceback
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ptkit.records import BadRow
 
 DEBUG_VARIABLE = "PTKIT_DEBUG"
@@ -63,9 +66,31 @@ def closest(got: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(got: str, known: Iterable[str]) -> str:
-    """``' (did you mean 'x'?)'`` for the closest of ``known``, or an empty string."""
-    close = closest(got, known)
-    return "" if close is None else f" (did you mean {close!r}?)"
+    """``' (did you mean 'x'?)'`` for the closest of ``known``, or an empty string.
+
+    Up to three that ``got`` is a part of are all named: of two that end in ``-classification``
+    neither is the closer one.
+    """
+    names = list(dict.fromkeys(known))
+    folded = got.casefold()
+    close = [name for name in names if len(folded) > 2 and folded in name.casefold()]
+    if not 1 <= len(close) <= 3:
+        one = closest(got, names)
+        close = [] if one is None else [one]
+    return f" (did you mean {_either(close)}?)" if close else ""
+
+
+def _either(names: Sequence[str]) -> str:
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names in ``folder`` for `suggestion`, up to a thousand; none where it can't be read."""
+    try:
+        return [path.name for path in islice(folder.iterdir(), 1000)]
+    except OSError:
+        return []
 
 
 def show_traceback(error: BaseException) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptkit.errors import CheckpointError
+from ptkit.errors import CheckpointError, names_in, suggestion
 
 FORMAT = 1
 MANIFEST = "adapter.json"
@@ -44,15 +45,32 @@ def checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def adapter_folder(path: Path) -> Path:
+    """The adapter folder at ``path``, or in the run folder ``path``.
+
+    Raises `CheckpointError` if neither is one, and says where there is one nearby.
+    """
     inner = path / "adapter"
     if not path.exists():
-        raise CheckpointError(f"{path}: no such adapter folder")
+        close = suggestion(path.name, names_in(path.parent))
+        raise CheckpointError(f"{path}: no such adapter folder{close}")
     if (path / MANIFEST).exists():
         return path
     if (inner / MANIFEST).exists():
         return inner
-    hint = f"; did you mean {inner}?" if inner.is_dir() else ""
-    raise CheckpointError(f"{path}: is no adapter, it has no {MANIFEST}{hint}")
+    raise CheckpointError(f"{path}: is no adapter, it has no {MANIFEST}{_nearby(path)}")
+
+
+def _nearby(path: Path) -> str:
+    """What was probably meant by a folder without an adapter."""
+    if (path / "adapter").is_dir():
+        return f"; did you mean {path / 'adapter'}?"
+    recipe = path / "recipe.toml"
+    if recipe.is_file() and (path / "checkpoints").is_dir():
+        command = shlex.join(["ptkit", "run", str(recipe), "--out", str(path), "--resume"])
+        return f": the run is not finished; go on with: {command}"
+    runs = [path / name for name in sorted(names_in(path))]
+    runs = [run for run in runs if (run / "adapter" / MANIFEST).is_file()]
+    return f"; name one of its runs, such as {runs[-1]}" if runs else ""
 
 
 def bytes_inside(folder: Path, name: str) -> bytes:

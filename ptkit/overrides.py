@@ -142,9 +142,8 @@ def _put(data: dict[str, Any], path: list[str], value: Any) -> Keys:
                 raise ValueError(f"{where!r} is a list; write {where}.0.{part}=…")
             index = int(part)
             if index > len(at):
-                raise ValueError(
-                    f"{where!r} has {len(at)} items, so {len(at)} is the highest index"
-                )
+                items = f"{len(at)} item{'' if len(at) == 1 else 's'}"
+                raise ValueError(f"{where!r} has {items}, so {len(at)} is the highest index")
             done.append(index)
             if index == len(at):
                 at.append(new)

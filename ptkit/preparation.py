@@ -121,7 +121,8 @@ def prepare(recipe: Recipe, reporter: Reporter, watch: Watch | None = None) -> P
         )
         cut = int((part.rows.cuts > 0).sum())
         note = f", {cut:,} of them cut to the length limit" if cut else ""
-        reporter.stage(f"{part.name}: {part.count:,} rows of {part.source.name}{note}")
+        rows = f"{part.count:,} row{'' if part.count == 1 else 's'}"
+        reporter.stage(f"{part.name}: {rows} of {part.source.name}{note}")
         if part.skipped:
             reporter.warning(f"{len(part.skipped):,} bad rows of {part.source.name} were skipped")
     return Prepared(recipe, backbone, head, metrics, trackers, parts)

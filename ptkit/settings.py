@@ -6,7 +6,6 @@ import os
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -23,9 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from ptkit.errors import PtkitError, show_traceback, suggestion
-
-_LOOKED_AT_FOR_A_SUGGESTION = 1000  # entries of a folder
+from ptkit.errors import PtkitError, names_in, show_traceback, suggestion
 
 
 def _take_scalars_strictly(node: object) -> None:
@@ -122,11 +119,18 @@ class SourceContext:
 
 
 def _find(value: object, info: ValidationInfo) -> SourcePath:
+    return find_source(value, info.context)
+
+
+def find_source(value: object, context: object) -> SourcePath:
+    """The file or folder that ``value`` names. Raises `FieldError` if there is none.
+
+    Outside of a `SourceContext`, as in tests of components, every string is a plain path.
+    """
     if isinstance(value, SourcePath):
         return value
     if not isinstance(value, str) or not value or "\0" in value:
         raise FieldError("must be a path or the name of a source, as a non-empty string")
-    context = info.context
     if not isinstance(context, SourceContext):
         return SourcePath(str(value), Path(value))
     try:
@@ -144,18 +148,11 @@ def _find(value: object, info: ValidationInfo) -> SourcePath:
     path = folder / os.path.expanduser(value)
     # os.path, because Path.exists() raises for a name that is too long or a locked folder
     if not os.path.exists(path):
-        close = suggestion(path.name, _names_in(path.parent))
+        close = suggestion(path.name, names_in(path.parent))
         raise FieldError(
             f"no such file, folder or named source{close}; looked for {os.path.abspath(path)}"
         )
     return SourcePath(str(value), path)
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return [p.name for p in islice(folder.iterdir(), _LOOKED_AT_FOR_A_SUGGESTION)]
-    except OSError:
-        return []
 
 
 def _write(source: SourcePath, info: SerializationInfo) -> str:

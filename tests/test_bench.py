@@ -13,6 +13,7 @@ import torch
 
 import ptkit
 from ptkit import cli
+from ptkit.commands.bench import table
 from ptkit.engine import bench as bench_module
 from ptkit.engine import measuring, peer
 from ptkit.engine.bench import Bench, Clock, bench
@@ -315,6 +316,21 @@ def test_the_table_and_the_file(run: Any) -> None:
     assert cells["answered rows/s"][0] == f"{data['ptkit']['answers']['rows_per_second']:,.1f}"
     assert f"the same answers: {data['same_answers']} of 6" in lines
     assert lines[-1] == "wrote out.json"
+
+
+def test_a_task_without_target_tokens_has_no_line_of_them() -> None:
+    steps = {"median_seconds": 0.1, "tokens_per_second": 30.0, "targets_per_second": 0.0}
+    data = {
+        "ptkit": {"steps": steps, "answers": None},
+        "peft": {"steps": None, "answers": None},
+        "work": {"targets": 0},
+        "device": "cpu",
+    }
+    assert [line[0] for line in table(data)] == [
+        "a step, median, s",
+        "tokens/s",
+        "together in the model",
+    ]
 
 
 def test_the_table_of_ptkit_alone(run: Any) -> None:

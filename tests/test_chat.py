@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -15,10 +16,10 @@ import pytest
 
 from ptkit import cli
 from ptkit.commands.chat import Chat, _printable
-from ptkit.engine import tuned as tuned_module
 from ptkit.engine.stream import TextStream
 from ptkit.engine.tuned import Tuned, load
 from ptkit.errors import PtkitError
+from ptkit.manifest import checksum
 from ptkit.records import Sampling
 from ptkit.registry import Registry
 
@@ -268,7 +269,7 @@ def test_the_command(
 ) -> None:
     import io
 
-    monkeypatch.setattr(tuned_module, "load_plugins", lambda: registry)
+    monkeypatch.setattr("ptkit.registry.load_plugins", lambda: registry)
     folder = make_adapter()
     monkeypatch.setattr(sys, "stdin", io.StringIO("红色\n/quit\n"))
     assert cli.main(["chat", str(folder), "--device", "cpu"]) == 0
@@ -283,6 +284,29 @@ def test_the_command(
     )
     assert cli.main(["chat", "--backbone", "tiny", "--kind", "tinny"]) == 2
     assert "unknown kind 'tinny' (did you mean 'tiny'?)" in capsys.readouterr().err
+
+
+def test_an_adapter_that_answers_no_prompts_is_refused(
+    make_adapter: MakeAdapter,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ptkit.registry.load_plugins", lambda: registry)
+    folder = make_adapter()
+    path = folder / "adapter.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["task"]["kind"] = "sequence-classification"
+    path.write_text(json.dumps({**manifest, "checksum": checksum(manifest)}), encoding="utf-8")
+    assert cli.main(["chat", str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f"{folder}: task 'sequence-classification' reads LabelledRecord rows, and a chat has "
+        "prompts; answer a file of rows with ptkit predict\n"
+    )
+    assert cli.main(["chat", f"{folder}s"]) == 2
+    assert capsys.readouterr().err == (
+        f"{folder}s: no such adapter folder (did you mean 'adapter'?)\n"
+    )
 
 
 CHAT = [sys.executable, "-m", "ptkit", "chat", "--backbone", "nano", "--device", "cpu"]

@@ -552,6 +552,7 @@ def test_text_fits_the_terminal_and_has_no_blanks_at_its_ends(run_check: Checker
         for line in shown(report, width).splitlines():
             assert len(line) <= width
             assert line == line.rstrip()
+            assert "…" not in line
 
 
 def test_bars() -> None:

@@ -74,6 +74,12 @@ def test_the_score_table(terminal: bool) -> None:
     assert ("这件裙子" * 15 + "…") in out
 
 
+def test_no_table_without_a_score() -> None:
+    shown, text = reporter()
+    shown.scores({"before": {}, "constant": {}, "after": {}}, "x", "validation", 1)
+    assert text.getvalue() == "\nno scores on 1 validation row: no metric gave one\n"
+
+
 def test_markup_in_data_is_text() -> None:
     shown, text = reporter()
     shown.warning("[bold]x[/bold] failed")

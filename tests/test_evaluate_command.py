@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -225,7 +227,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(scoring, "load_plugins", lambda: registry)
+    monkeypatch.setattr("ptkit.registry.load_plugins", lambda: registry)
     make_adapter()
     monkeypatch.chdir(tmp_path)
     command = ["evaluate", "adapter", "--data", "validation.json", "--device", "cpu"]
@@ -240,3 +242,20 @@ def test_the_command(
     assert "scores on 1 validation.json row\n" in shown
     assert "after" not in shown
     assert cli.main([*command, "--limit", "0"]) == 2
+    capsys.readouterr()
+    assert cli.main(["evaluate", "adapter", "--data", "zzz"]) == 2
+    assert capsys.readouterr().err == (
+        f"--data zzz: no such file, folder or named source; looked for {tmp_path / 'zzz'}\n"
+    )
+
+
+def test_a_wrong_place_is_told_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from ptkit import cli; "
+        "code = cli.main(['evaluate', 'no', '--data', 'x']); "
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "no: no such adapter folder\n")

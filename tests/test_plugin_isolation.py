@@ -134,6 +134,10 @@ def loaded(site: Path) -> Registry:
             "ptkit_register_metrics: Bad.Settings must forbid unknown keys (extra='forbid'), as ",
         ),
         (
+            WITH_SETTINGS.format(field="size = 1"),
+            "can't be imported: PydanticUserError: A non-annotated attribute was detected: ",
+        ),
+        (
             WITH_SETTINGS.format(field="raise ValueError('in the class')"),
             "can't be imported: ValueError: in the class",
         ),
@@ -147,6 +151,7 @@ def test_a_broken_plugin_is_a_line_and_its_neighbour_works(
     registry = loaded(site)
     (failure,) = map(str, registry.failures)
     assert failure.startswith(f"plugin 'bad' (isolated-bad 1.5): {expected}")
+    assert "https://" not in failure  # pydantic's
     assert "\n" not in failure
     assert str(registry.find("metrics", "fine").owner) == "isolated-good 1.5"
     with pytest.raises(ptkit.PluginError) as caught:

@@ -543,7 +543,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predicting, "load_plugins", lambda: registry)
+    monkeypatch.setattr("ptkit.registry.load_plugins", lambda: registry)
     monkeypatch.chdir(tmp_path)
     command = ["predict", "adapter", "--input", "in.json", "--output", "out.jsonl"]
     assert cli.main([*command, "--device", "cpu"]) == 0
@@ -558,3 +558,8 @@ def test_the_command(
     assert capsys.readouterr().err == "no: no such model folder, and no plugin knows that name\n"
     assert cli.main(["predict", "adapter", "--input", "in.json"]) == 2
     assert "Missing option '--output'" in capsys.readouterr().err
+    assert cli.main(["predict", "adapter", "--input", "i.json", "--output", "x.jsonl"]) == 2
+    assert capsys.readouterr().err == (
+        "--input i.json: no such file, folder or named source (did you mean 'in.json'?); "
+        f"looked for {tmp_path / 'i.json'}\n"
+    )

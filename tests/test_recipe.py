@@ -934,7 +934,7 @@ def test_problems_say_that_an_override_is_to_blame(folder: Path) -> None:
         ("metrics.kind=1", "--set metrics.kind=1: 'metrics' is a list; write metrics.0.kind=…"),
         (
             "metrics.2.kind=1",
-            "--set metrics.2.kind=1: 'metrics' has 1 items, so 1 is the highest index",
+            "--set metrics.2.kind=1: 'metrics' has 1 item, so 1 is the highest index",
         ),
     ],
 )

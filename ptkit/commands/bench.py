@@ -117,9 +117,11 @@ def show(result: Result) -> None:
     click.echo(
         f"{result.parameters:,} frozen parameters in {result.dtype}{quantized} on {_place(data)}"
     )
+    # heads that bring their own loss have no tokens to predict
+    targets = f", {work.targets:,.0f} of them targets" if work.targets else ""
     click.echo(
-        f"a step: {work.rows:.0f} rows, {work.tokens:,.0f} tokens, {work.targets:,.0f} of them "
-        f"targets, {work.flops / 1e12:.4g} TFLOP in linears"
+        f"a step: {work.rows:.0f} rows, {work.tokens:,.0f} tokens{targets}, "
+        f"{work.flops / 1e12:.4g} TFLOP in linears"
     )
     click.echo(
         f"matmuls alone, {result.matmuls.tokens:,} tokens: "
@@ -168,7 +170,8 @@ def table(data: dict[str, Any]) -> list[tuple[str, ...]]:
     line("a step, median, s", "steps", "median_seconds", ".4f", less=True)
     line("the first step, s", "steps", "first_seconds", ".2f", less=True)
     line("tokens/s", "steps", "tokens_per_second", ",.0f")
-    line("target tokens/s", "steps", "targets_per_second", ",.0f")
+    if data["work"]["targets"]:
+        line("target tokens/s", "steps", "targets_per_second", ",.0f")
     line("share of the matmul rate, %", "steps", "share_of_matmul_rate", ".1f", scale=100)
     peak = "peak memory" if data["device"].startswith("cuda") else "growth of memory"
     line(f"{peak}, GiB", "steps", "peak_bytes", ".2f", scale=2**-30, less=True)

@@ -44,14 +44,22 @@ def command(
     """Talk to an adapter or to a base model.
 
     ADAPTER is an adapter folder or the run folder that it lies in; without one, --backbone names
-    the base model. With input from a pipe, every line is answered, and only answers go to the
-    output.
+    the base model. It must be of a task that answers prompts, such as generation; ptkit predict is
+    for all. With input from a pipe, every line is answered, and only answers go to the output.
     """
     if adapter is None and backbone is None:
         raise PtkitError("ptkit chat needs an ADAPTER folder, or --backbone with a base model")
+    from ptkit.commands.inputs import check_chats
+    from ptkit.registry import load_plugins
+
+    registry = load_plugins()
+    if adapter is not None:
+        check_chats(adapter, registry)
     from ptkit.engine.tuned import load
 
-    tuned = load(backbone, adapter, kind=kind, device=device, overrides=overrides)
+    tuned = load(
+        backbone, adapter, kind=kind, device=device, overrides=overrides, registry=registry
+    )
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")

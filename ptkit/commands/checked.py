@@ -252,10 +252,11 @@ class _View:
         unit, name, digits = (2**30, "GiB", 2) if large else (2**20, "MiB", 1)
         self.title(f"memory of training, estimated, in {name}")
         heads = [f"{DEVICES[m.device]} {m.dtype}" for m in estimates]
-        ways = ["all layers again" if m.recomputed else "plain" for m in estimates]
+        # in two lines, because four columns of "all layers again" are wider than a terminal
+        ways = [("all layers", "again") if m.recomputed else ("plain", "") for m in estimates]
         lines: list[list[str | Text]] = [
-            ["", *(Text(name, "dim") for name in heads)],
-            ["", *(Text(way, "dim") for way in ways)],
+            ["", *(Text(name, "dim") for name in head)]
+            for head in (heads, *zip(*ways, strict=True))
         ]
         for label, values in _memory_lines(estimates):
             style = "bold" if label == "peak" else ""

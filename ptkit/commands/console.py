@@ -89,9 +89,13 @@ class ConsoleReporter(Reporter):
     def scores(
         self, scores: Mapping[str, Mapping[str, float]], constant: str | None, part: str, rows: int
     ) -> None:
+        on = f"{rows:,} {part} row{'' if rows == 1 else 's'}"
+        columns = [name for name in COLUMNS if name in scores]
+        if not scores[columns[-1]]:
+            self._print(f"\nno scores on {on}: no metric gave one")
+            return
         table = Table(box=None)
         table.add_column("", style="bold")
-        columns = [name for name in COLUMNS if name in scores]
         for name in columns:
             table.add_column(name, justify="right", style="green" if name == "after" else "")
         for metric in scores[columns[-1]]:
@@ -99,7 +103,7 @@ class ConsoleReporter(Reporter):
                 f"{scores[name][metric]:.2f}" if metric in scores[name] else "–" for name in columns
             ]
             table.add_row(metric, *cells)
-        self._print(f"\nscores on {rows:,} {part} row{'' if rows == 1 else 's'}")
+        self._print(f"\nscores on {on}")
         self._console.print(table)
         self._console.print()
         for name in columns:

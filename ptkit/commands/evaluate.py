@@ -34,6 +34,11 @@ def command(
     recipe says, without the adapter and with it. Bad rows are errors; skip them with
     --set 'dataset.on_bad_row="skip"'.
     """
+    from ptkit.commands.inputs import check_inputs
+    from ptkit.registry import load_plugins
+
+    registry = load_plugins()
+    check_inputs(adapter, source, "--data", registry)
     from rich.console import Console
 
     from ptkit.commands.console import ConsoleReporter
@@ -50,6 +55,7 @@ def command(
             limit=limit,
             out=out,
             overrides=overrides,
+            registry=registry,
             reporter=reporter,
         )
     finally:

@@ -50,6 +50,11 @@ def command(
     prediction, or its origin and what is wrong with it. When it is stopped, the same command goes
     on where it was.
     """
+    from ptkit.commands.inputs import check_inputs
+    from ptkit.registry import load_plugins
+
+    registry = load_plugins()
+    check_inputs(adapter, source, "--input", registry)
     from rich.console import Console
 
     from ptkit.commands.console import ConsoleReporter
@@ -67,6 +72,7 @@ def command(
             batch_tokens=batch_tokens,
             overrides=overrides,
             overwrite=overwrite,
+            registry=registry,
             reporter=reporter,
         )
     finally:

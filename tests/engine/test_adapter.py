@@ -59,6 +59,26 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no") == f"{tmp_path / 'no'}: no such adapter folder"
 
 
+def test_what_was_probably_meant(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "stopped" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "stopped" / "recipe.toml").touch()
+    make_adapter("runs/first/adapter")
+    make_adapter("runs/second/adapter")
+    runs = tmp_path / "runs"
+    assert refusal(runs / "frist") == (
+        f"{runs / 'frist'}: no such adapter folder (did you mean 'first'?)"
+    )
+    assert refusal(runs) == (
+        f"{runs}: is no adapter, it has no adapter.json; name one of its runs, such as "
+        f"{runs / 'second'}"
+    )
+    stopped = runs / "stopped"
+    assert refusal(stopped) == (
+        f"{stopped}: is no adapter, it has no adapter.json: the run is not finished; go on with: "
+        f"ptkit run {stopped / 'recipe.toml'} --out {stopped} --resume"
+    )
+
+
 def flip(path: Path) -> None:
     """Change the last byte: a number of a tensor, so that the file can still be read."""
     content = bytearray(path.read_bytes())

@@ -187,7 +187,22 @@ def test_at_most_twenty_bad_rows_are_shown(make_recipe: MakeRecipe, tmp_path: Pa
     (tmp_path / "train.json").write_text("{}\n" * 50)
     with pytest.raises(DataError) as refused:
         run(make_recipe(), out=tmp_path / "run", device="cpu")
-    assert len(refused.value.lines) == 20
+    assert len(refused.value.bad_rows) == 20
+    *rows, last = refused.value.lines
+    assert [line.split(":")[1] for line in rows] == ["1", "2", "3"]
+    assert last == "train.json: 17 more rows with the same mistake; reading stopped at line 20"
+
+
+def test_bad_rows_with_the_same_mistake_are_counted(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    good = '{"content": "x", "summary": "y"}\n'
+    (tmp_path / "train.json").write_text("3\n" + "{}\n" * 4 + good + "4\n")
+    with pytest.raises(DataError) as refused:
+        run(make_recipe(), out=tmp_path / "run", device="cpu")
+    *rows, last = refused.value.lines
+    assert [line.split(":")[1] for line in rows] == ["1", "2", "3", "4", "7"]
+    assert last == "train.json: 1 more row with the same mistake"
 
 
 @pytest.mark.parametrize(
