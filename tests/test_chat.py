@@ -20,7 +20,7 @@ from ptkit.engine.stream import TextStream
 from ptkit.engine.tuned import Tuned, load
 from ptkit.errors import PtkitError
 from ptkit.manifest import checksum
-from ptkit.records import Sampling
+from ptkit.records import LabelledRecord, Sampling
 from ptkit.registry import Registry
 
 MakeAdapter = Callable[..., Path]
@@ -120,6 +120,15 @@ def test_what_the_task_cuts_is_counted(make_adapter: MakeAdapter, registry: Regi
     tuned = load("tiny", folder, registry=registry, device="cpu")
     assert tuned.left_out("白", [("红", "x")]) == 0
     assert tuned.left_out("白", [(" ".join(["红"] * 20), "x")]) == 21
+
+
+def test_a_task_of_other_rows_counts_no_prompts(
+    make_adapter: MakeAdapter, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = load("tiny", make_adapter(), registry=registry, device="cpu")
+    monkeypatch.setattr(tuned.head, "accepts", LabelledRecord, raising=False)
+    with pytest.raises(PtkitError, match="takes LabelledRecord, got GenerationRecord$"):
+        tuned.left_out("白")
 
 
 # ---------------------------------------------------------------------------------- the terminal

@@ -194,7 +194,9 @@ def test_without_a_metric_there_is_nothing_to_say(
     evaluate: Callable[..., Any], make_adapter: MakeAdapter
 ) -> None:
     adapter = make_adapter("other", dataset={"kind": "unanswered"}, metrics=[])
-    with pytest.raises(PtkitError, match=r"names no metric .* add one with --set metrics.0.kind"):
+    with pytest.raises(
+        PtkitError, match=r"names no metric .* --set 'metrics.0.kind=\"accuracy\"'$"
+    ):
         evaluate(adapter=adapter)
     said = Said()
     found = evaluate(adapter=adapter, overrides=['metrics.0.kind="warned"'], reporter=said)

@@ -119,4 +119,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file without metadata: equal tensors give equal bytes."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode & 0o777  # as the user has it for new files
     save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, path)
+    path.chmod(mode)  # safetensors leaves it readable for its owner only

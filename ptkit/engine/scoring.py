@@ -95,7 +95,7 @@ def evaluate_file(
     if not parts.metrics:
         raise PtkitError(
             "the recipe names no metric and the dataset format has none; "
-            "add one with --set metrics.0.kind=…"
+            "add one, such as --set 'metrics.0.kind=\"accuracy\"'"
         )
     part = open_part(form, "data", form.settings.train, limit, "--data")
     records = list(part.stream())

@@ -146,10 +146,13 @@ class Tuned:
         return answer
 
     def left_out(self, query: str, history: History = ()) -> int:
-        """How many tokens of a conversation the adapter's task would cut."""
+        """How many tokens of a conversation the adapter's task would cut. Raises `PtkitError` if it
+        is of no task that answers prompts."""
         if self.head is None:
             return 0
-        rows = self.head.encode(_record(query, history), self.backbone.tokenizer)
+        record = _record(query, history)
+        _check_accepted(self.head, record)
+        rows = self.head.encode(record, self.backbone.tokenizer)
         return sum(row.cut for row in rows)
 
     def predict(self, records: Sequence[Record]) -> list[Any]:
@@ -157,11 +160,7 @@ class Tuned:
         if self.head is None:
             raise PtkitError("predict() needs the task head of an adapter, and none was loaded")
         for record in records:
-            if not isinstance(record, self.head.accepts):
-                raise PtkitError(
-                    f"{record.origin}: task {self.head.name!r} takes {self.head.accepts.__name__}, "
-                    f"got {type(record).__name__}"
-                )
+            _check_accepted(self.head, record)
         if not records:
             return []
         source = SourcePath("records", Path("records"))
@@ -189,6 +188,14 @@ class Tuned:
 
 def _record(prompt: str, history: History, line: int = 1) -> GenerationRecord:
     return GenerationRecord(origin=Origin("prompt", line), prompt=prompt, history=tuple(history))
+
+
+def _check_accepted(head: TaskHead, record: Record) -> None:
+    if not isinstance(record, head.accepts):
+        raise PtkitError(
+            f"{record.origin}: task {head.name!r} takes {head.accepts.__name__}, "
+            f"got {type(record).__name__}"
+        )
 
 
 def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,23 @@ def test_what_was_probably_meant(make_adapter: MakeAdapter, tmp_path: Path) -> N
         f"{stopped}: is no adapter, it has no adapter.json: the run is not finished; go on with: "
         f"ptkit run {stopped / 'recipe.toml'} --out {stopped} --resume"
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the file modes of Unix")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_its_files_can_be_read_by_whom_the_umask_lets(
+    make_adapter: MakeAdapter, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        folder = make_adapter()
+    finally:
+        os.umask(before)
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        path.name: mode for path in files
+    }
+    assert "prefix.safetensors" in {path.name for path in files}
 
 
 def flip(path: Path) -> None:

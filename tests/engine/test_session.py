@@ -19,6 +19,7 @@ from ptkit.engine.prefix import PrefixEncoder
 from ptkit.engine.session import run
 from ptkit.engine.train import Trainable
 from ptkit.errors import DataError, PtkitError
+from ptkit.preparation import prepare
 from ptkit.recipe import Recipe
 from ptkit.registry import Owner, Registry
 
@@ -181,6 +182,15 @@ def test_skipped_rows_are_counted_and_stored(make_recipe: MakeRecipe, tmp_path: 
     assert any("2 bad rows" in text for text in reporter.warnings)
     skipped = (result.folder / "skipped.txt").read_text().splitlines()
     assert [line.split(" ")[0] for line in skipped] == ["train.json:21:", "train.json:22:"]
+
+
+def test_one_row_is_no_plural(make_recipe: MakeRecipe) -> None:
+    reporter = RecordingReporter()
+    prepare(make_recipe(dataset={"limit": {"train": 1, "validation": 2}}), reporter)
+    assert [stage.split(" of ")[0] for stage in reporter.stages] == [
+        "train: 1 row",
+        "validation: 2 rows",
+    ]
 
 
 def test_at_most_twenty_bad_rows_are_shown(make_recipe: MakeRecipe, tmp_path: Path) -> None:
