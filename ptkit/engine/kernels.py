@@ -332,7 +332,8 @@ def keys_of(query: Tensor, registers: int) -> dict[str, Any]:
     an H100, half as many and ``registers`` at most for a thread, so that more programs share a
     multiprocessor."""
     bytes_ = _width(query)[1]
-    limit = {"maxnreg": registers} if bytes_ == _MOST else {}
+    limited = bytes_ == _MOST and torch.version.cuda is not None  # Triton's option is CUDA's
+    limit = {"maxnreg": registers} if limited else {}
     return {"BN": BLOCK if bytes_ < _MOST else BLOCK // 2, **limit}
 
 
