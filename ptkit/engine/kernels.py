@@ -67,6 +67,16 @@ def _turns(prefix, p, BN: tl.constexpr):
 
 
 @triton.jit
+def _either(
+    shared, prefix, prefix_stride, own, stride, keys, last, D: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """A tile of the prefix's keys or values if ``shared``, else of the row's own. One loop goes
+    over both, so that the next tile is on its way from the first to the last."""
+    base, step = tl.where(shared, prefix, own), tl.where(shared, prefix_stride, stride)
+    return tile(base, keys, step, last, D, BD)
+
+
+@triton.jit
 def _seen(
     rows, keys, end, last, shared, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
 ):  # fmt: skip
@@ -134,16 +144,14 @@ def forward(
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
     turns = _turns(prefix, p, BN)
-    own_k, own_v = K + group * k_g, V + group * v_g
     adapter = tl.maximum(prefix, 0)
     pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
     for turn in range(turns + tl.cdiv(hi - lo, BN)):
-        # one loop over both, so that the next keys are on their way from the first to the last
         shared = turn < turns
         keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
         last = tl.where(shared, p, end)
-        k = tile(tl.where(shared, pk, own_k), keys, tl.where(shared, pk_p, k_t), last, D, BD)
-        v = tile(tl.where(shared, pv, own_v), keys, tl.where(shared, pv_p, v_t), last, D, BD)
+        k = _either(shared, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
+        v = _either(shared, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
         logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
         seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
         most, total, out = online(most, total, out, logits, seen, v, PRECISION)
@@ -200,15 +208,14 @@ def queries_backward(
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
     turns = _turns(prefix, p, BN)
-    own_k, own_v = K + group * k_g, V + group * v_g
     adapter = tl.maximum(prefix, 0)
     pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
     for turn in range(turns + tl.cdiv(hi - lo, BN)):
         shared = turn < turns
         keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
         last = tl.where(shared, p, end)
-        k = tile(tl.where(shared, pk, own_k), keys, tl.where(shared, pk_p, k_t), last, D, BD)
-        v = tile(tl.where(shared, pv, own_v), keys, tl.where(shared, pv_p, v_t), last, D, BD)
+        k = _either(shared, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
+        v = _either(shared, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
         seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
         _, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
