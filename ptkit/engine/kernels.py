@@ -294,9 +294,9 @@ def prefix_backward(
     d_k = tl.zeros([BN, BD], tl.float32)
     d_v = tl.zeros([BN, BD], tl.float32)
     last = BLOCKS + 4 * (blocks - 1)
-    if tl.load(last) == tl.load(last + 1):  # of no work: it says how many come before
-        blocks = -1 - tl.load(last + 3)
-    for work in range(split, blocks * RATIO, SPLITS):
+    idle = tl.load(last) == tl.load(last + 1)  # of no work: it says how many come before
+    busy = tl.where(idle, -1 - tl.load(last + 3), blocks)
+    for work in range(split, busy * RATIO, SPLITS):
         block = work // RATIO
         head = group * RATIO + work % RATIO
         start = tl.load(BLOCKS + 4 * block)

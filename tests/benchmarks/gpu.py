@@ -58,6 +58,7 @@ def settings(
 
 CASES = {
     "bf16-speed": Case(settings()),
+    "bf16-host": Case(settings(embeddings="host")),
     "peft": Case(settings(), peft=0),
     "bf16-small": Case(settings(memory="small")),
     "bf16-13GiB": Case(settings(memory="13.65GB", embeddings="host")),  # GB are 10^9 there
