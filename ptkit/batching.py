@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ptkit.records import Geometry
+    from ptkit.rowstore import RowStore
+    from ptkit.sections import TrainSettings
 
 WEIGHTS_AT_ONCE = 2**24  # numbers of a quantised weight that are made again at once
 ON_A_GPU = 8  # times as many there: 256 MiB in half precision, a whole weight of most models
@@ -50,6 +55,12 @@ class Order:
             self._permutation(place // self.records)[place % self.records]
             for place in range(start, stop)
         ]
+
+
+def shared_stem(store: RowStore, geometry: Geometry, settings: TrainSettings) -> tuple[int, ...]:
+    """The tokens that all rows begin with and that go through the model once for all of them: none
+    if it looks both ways, or drops different numbers in each row."""
+    return store.stem if geometry.causal and not settings.backbone_dropout else ()
 
 
 def micro_batches(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ptkit.batching import Order, micro_batches
+from ptkit.batching import Order, micro_batches, shared_stem
 from ptkit.components import TaskHead
 from ptkit.counting import (
     Equal,
@@ -73,6 +73,7 @@ class Plan:
     """Training in numbers. Means and the padding are of the first ``steps_looked_at`` steps.
 
     ``padding``: the per cent of a step that would be padding if rows were padded to its longest.
+    ``stem``: the tokens that all rows begin with and that are computed once for all of a step.
     """
 
     steps: int
@@ -83,6 +84,7 @@ class Plan:
     micro_batches_per_step: float
     padding: float
     steps_looked_at: int
+    stem: int
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def check(
     geometry = backbone.geometry
     length, projection = prefix_shape(recipe.prefix, backbone)
     trainable = prefix_parameters(geometry, length, projection)
-    plan, batches = _plan(recipe, head, tallies["train"])
+    plan, batches = _plan(recipe, head, geometry, tallies["train"])
     parts = [_part_report(tally, tallies["train"], prepared) for tally in tallies.values()]
     cpu, cuda = (_estimates(backbone, batches, length, trainable, d) for d in ("cpu", "cuda"))
     fits = _fits(recipe.train.memory, cpu, cuda, gpu(), batches, geometry, length)
@@ -217,13 +219,16 @@ def _part_report(tally: Tally, train: Tally, prepared: Prepared) -> PartReport:
 # ------------------------------------------------------------------------------------------ plan
 
 
-def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[MicroBatch]]:
+def _plan(
+    recipe: Recipe, head: TaskHead, geometry: Geometry, train: Tally
+) -> tuple[Plan, list[MicroBatch]]:
     """Training in numbers, and the micro-batches of the steps that were looked at."""
     settings, store = recipe.train, train.part.rows
     order = Order(store.records, settings.batch_size, seed=settings.seed, epochs=settings.epochs)
     steps = settings.max_steps or order.steps
     assert steps is not None
     seen = steps * settings.batch_size if order.end is None else order.end
+    stem = len(shared_stem(store, geometry, settings))
     batches: list[MicroBatch] = []
     tokens = targets = padded = 0
     looked_at = min(steps, STEPS_LOOKED_AT)
@@ -238,7 +243,8 @@ def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[Micr
             trained = sum(train.trained(row) for group in batch for row in groups[group])
             targets += trained
             lengths = tuple(length for group in batch for length in sizes[group])
-            batches.append(MicroBatch(lengths, trained, settings.backbone_dropout > 0))
+            dropout = settings.backbone_dropout > 0
+            batches.append(MicroBatch(lengths, trained, dropout, stem))
     plan = Plan(
         steps,
         seen / store.records,
@@ -248,6 +254,7 @@ def _plan(recipe: Recipe, head: TaskHead, train: Tally) -> tuple[Plan, list[Micr
         len(batches) / looked_at,
         100 * (1 - tokens / padded),
         looked_at,
+        stem,
     )
     return plan, batches
 

@@ -10,6 +10,7 @@ layer with frozen weights:
 - queries and attended values: 2·e·t·n·d, keys and values: 2·e·t·g·d, and a number a query and
   head: 4·t·n. On a CPU the prefix is copied to the keys and values of every row, 2·e·b·p·g·d more,
   and a decoder's masks are kept once for all layers; on a GPU all rows read one prefix, unmasked;
+  tokens that all rows begin with count once, and on a CPU are copied like the prefix;
 - the MLP: e·t·f if it is not gated; 2·e·t·f if it is (gate and up), and on a CPU e·t·f more, the
   activated gate, which is made again on a GPU;
 - for train.backbone_dropout what attention and MLP dropped: 2·t·h.
@@ -61,16 +62,25 @@ GROUPS = {"int4-g64": 64, "int4-g128": 128}  # columns that share a scale; else 
 @dataclass(frozen=True)
 class MicroBatch:
     """The rows that go through the model at once: the tokens of each, how many of all train
-    through the LM head (0 if the head has a module of its own), and whether layers drop some of
-    their numbers."""
+    through the LM head (0 if the head has a module of its own), whether layers drop some of their
+    numbers, and how many tokens all rows begin with and share as a row of their own."""
 
     lengths: tuple[int, ...]
     targets: int = 0
     dropout: bool = False
+    stem: int = 0
+
+    @property
+    def laid(self) -> tuple[int, ...]:
+        """The lengths of the rows that the layers get."""
+        if not self.stem:
+            return self.lengths
+        return (self.stem, *(length - self.stem for length in self.lengths))
 
     @property
     def tokens(self) -> int:
-        return sum(self.lengths)
+        """That go through the layers."""
+        return sum(self.laid)
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,8 @@ def mlp_shape(geometry: Geometry) -> tuple[int, bool]:
 def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, device: str) -> int:
     """What autograd keeps of one layer; ``prefix``: virtual tokens, ``size``: bytes of a number."""
     shape, t = geometry, batch.tokens
-    copies = len(batch.lengths) * prefix if device == "cpu" else 0
+    rows = batch.laid
+    copies = len(rows) * prefix + (len(rows) - 1) * batch.stem if device == "cpu" else 0
     numbers = t * shape.heads + (t + copies) * shape.kv_groups
     attention = 2 * size * numbers * shape.head_size + 4 * t * shape.heads
     f, gated = mlp_shape(geometry)
@@ -131,7 +142,10 @@ def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, d
 
 def mask_bytes(batch: MicroBatch, prefix: int, size: int) -> int:
     """Masks on a CPU, one a length of row, made once for all layers."""
-    return size * sum(s * (s + prefix) for s in set(batch.lengths))
+    first, rest = batch.laid[: bool(batch.stem)], batch.laid[bool(batch.stem) :]
+    sizes = [s * (s + prefix) for s in first]
+    sizes += [s * (s + batch.stem + prefix) for s in set(rest)]
+    return size * sum(sizes)
 
 
 def saved_bytes(
@@ -226,7 +240,7 @@ def estimate(
         weights=weight_bytes(shape, size, quantization, on_host=on_host, processes=processes),
         adapter=4 * trainable + (8 + size) * shape.prefix_parameters(prefix),
         optimizer=12 * trainable,
-        activations=saved + size * h * (batch.tokens + 2 * batch.targets),
+        activations=saved + size * h * (sum(batch.lengths) + 2 * batch.targets),
         logits=number * at_once * shape.vocab_size,
         layer=layer,
     )

@@ -78,6 +78,7 @@ class FlatInts:
 
 
 FLAT = ("tokens", "labels", "token_types", "places")  # of a Row, those of any length
+SHORTEST_STEM = 4  # tokens; a shorter one saves less than it costs
 
 
 class RowStore:
@@ -97,6 +98,7 @@ class RowStore:
         self._weight = array("d")
         self.origins: Origins | None = None  # of the records, where they are known
         self._first_row = array("q", [0])
+        self._stem: tuple[int, ...] | None = None
 
     def append(self, rows: Sequence[Row], weight: float = 1.0) -> None:
         """The rows of the next record.
@@ -105,6 +107,7 @@ class RowStore:
         """
         record = len(self._first_row) - 1
         for part, row in enumerate(rows):
+            self._stem = _common(self._stem, row.tokens)
             for name, ends in self._ends.items():
                 values = getattr(row, name)
                 count = len(values)
@@ -122,6 +125,13 @@ class RowStore:
 
     def __len__(self) -> int:
         return len(self._record)
+
+    @property
+    def stem(self) -> tuple[int, ...]:
+        """The tokens that all rows begin with, fewer than the shortest has; none if they are too
+        few to gain anything."""
+        stem = self._stem or ()
+        return stem if len(stem) >= SHORTEST_STEM else ()
 
     @property
     def records(self) -> int:
@@ -184,6 +194,16 @@ class RowStore:
         if share_loss:
             return [list(self.rows_of(record)) for record in records]
         return [[index] for record in records for index in self.rows_of(record)]
+
+
+def _common(stem: tuple[int, ...] | None, tokens: Sequence[int]) -> tuple[int, ...]:
+    """What ``stem`` and ``tokens`` begin with, without their last; None stands for anything."""
+    some = tokens[:-1] if stem is None else tokens[: min(len(stem), max(0, len(tokens) - 1))]
+    some = tuple(some)
+    if stem is None or stem == some:
+        return some
+    pairs = enumerate(zip(stem, some, strict=False))
+    return some[: next((place for place, (one, other) in pairs if one != other), len(some))]
 
 
 class Origins:

@@ -241,6 +241,11 @@ class _View:
                 "padding",
                 f"0; rows padded to the longest of a step would be {plan.padding:.0f} % padding",
             ),
+            *(
+                [("shared", f"the first {plan.stem} tokens of all rows, computed once a step")]
+                if plan.stem
+                else []
+            ),
             ("trains", f"{trained}, {100 * share:.4f} %; prefix length {report.prefix_length}"),
             ("frozen", f"{report.frozen:,} parameters, {report.backbone}"),
         ]

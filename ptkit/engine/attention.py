@@ -158,6 +158,9 @@ class PackedRows(Layout):
     The linears run on all tokens at once. Attention runs row by row, or, on a GPU, in kernels that
     take all rows at once (`ptkit.engine.packed_attention`) and need nothing but ``blocks``, the
     `block_table` on the device.
+
+    ``stem``: the length of the first row, if all others begin with its tokens and have the same
+    prefix (causal rows only); theirs are left out, and seen in the first row.
     """
 
     def __init__(
@@ -167,9 +170,11 @@ class PackedRows(Layout):
         *,
         causal: bool,
         blocks: Tensor | None = None,
+        stem: int = 0,
     ) -> None:
         super().__init__(prefix_of_row, causal=causal)
         self.lengths = tuple(lengths)
+        self.stem = stem
         self._blocks = blocks
 
     def attend(
@@ -177,12 +182,16 @@ class PackedRows(Layout):
     ) -> Tensor:
         if self._blocks is None or query.dtype == torch.float64:
             return self._attend_rows(query, key, value, prefix, scores)
-        return attend_blocks(query, key, value, prefix, scores, self._blocks, causal=self.causal)
+        return attend_blocks(
+            query, key, value, prefix, scores, self._blocks, causal=self.causal, stem=self.stem
+        )
 
     def attend_merged(self, merged: Merged, prefix: KeyValue | None, scores: Scores) -> Tensor:
         if self._blocks is None or merged.projected.dtype == torch.float64:
             return super().attend_merged(merged, prefix, scores)
-        return attend_merged_blocks(merged, prefix, scores, self._blocks, causal=self.causal)
+        return attend_merged_blocks(
+            merged, prefix, scores, self._blocks, causal=self.causal, stem=self.stem
+        )
 
     def _attend_rows(
         self, query: Tensor, key: Tensor, value: Tensor, prefix: KeyValue | None, scores: Scores
@@ -195,21 +204,27 @@ class PackedRows(Layout):
             strict=True,
         )
         attended = []
-        for q, k, v, index in rows:
+        for number, (q, k, v, index) in enumerate(rows):
+            before = []  # keys and values that the row sees besides its own
             if prefix is not None and index != NO_PREFIX:
-                k = torch.cat((prefix[0][index, None], k), dim=2)  # [1, g, p + s, d]
-                v = torch.cat((prefix[1][index, None], v), dim=2)
-            mask = self._row_mask(q, k.shape[2] - q.shape[2], scores.window)
+                before.append((prefix[0][index, None], prefix[1][index, None]))
+            length = sum(seen.shape[2] for seen, _ in before)
+            if self.stem and number:
+                before.append((key[:, :, : self.stem], value[:, :, : self.stem]))
+            if before:
+                keys, values = zip(*before, strict=True)
+                k, v = torch.cat((*keys, k), dim=2), torch.cat((*values, v), dim=2)
+            mask = self._row_mask(q, k.shape[2] - length, length, scores.window)
             attended.append(_attention(q, k, v, mask, scores, grouped=True))
         return torch.cat(attended, dim=2).transpose(1, 2)
 
-    def _row_mask(self, query: Tensor, prefix: int, window: int | None) -> Tensor | None:
+    def _row_mask(self, query: Tensor, keys: int, prefix: int, window: int | None) -> Tensor | None:
         if not self.causal and window is None:
             return None
-        length = query.shape[2]
-        name = (length, prefix, window)
+        queries = query.shape[2]
+        name = (queries, keys, prefix, window)
         if name not in self._masks:
-            seen = row_mask(length, length, prefix, causal=self.causal, window=window)
+            seen = row_mask(queries, keys, prefix, causal=self.causal, window=window)
             self._masks[name] = _additive(seen, query)
         return self._masks[name]
 

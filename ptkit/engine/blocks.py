@@ -48,8 +48,13 @@ def attend_blocks(
     blocks: Tensor,
     *,
     causal: bool,
+    stem: int = 0,
 ) -> Tensor:
-    """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels."""
+    """[1, n, t, d] queries of packed rows -> [1, t, n, d] attended values, by Triton kernels.
+
+    ``stem``: the length of the first row, if all others begin with its tokens, too; then all have a
+    prefix, the same.
+    """
     from ptkit.engine.packed_attention import packed_attention
 
     # [t, n, d]; the gradient of an index would be a copy
@@ -57,12 +62,20 @@ def attend_blocks(
     prefix = prefix or _no_prefix(key, key.shape[1], key.shape[3])
     window, softcap = scores.window or 0, scores.softcap or 0.0
     out: Tensor
-    out, _ = packed_attention(q, k, v, *prefix, blocks, scores.scaling, window, softcap, causal)
+    out, _ = packed_attention(
+        q, k, v, *prefix, blocks, scores.scaling, window, softcap, causal, stem
+    )
     return out[None]
 
 
 def attend_merged_blocks(
-    merged: Merged, prefix: KeyValue | None, scores: Scores, blocks: Tensor, *, causal: bool
+    merged: Merged,
+    prefix: KeyValue | None,
+    scores: Scores,
+    blocks: Tensor,
+    *,
+    causal: bool,
+    stem: int = 0,
 ) -> Tensor:
     """`attend_blocks` of what one linear made, its rotary embedding included."""
     from ptkit.engine.merged_attention import merged_attention
@@ -73,7 +86,17 @@ def attend_merged_blocks(
     window, softcap = scores.window or 0, scores.softcap or 0.0
     out: Tensor
     out, _, _ = merged_attention(
-        lines, groups, cos[0], sin[0], *prefix, blocks, scores.scaling, window, softcap, causal
+        lines,
+        groups,
+        cos[0],
+        sin[0],
+        *prefix,
+        blocks,
+        scores.scaling,
+        window,
+        softcap,
+        causal,
+        stem,
     )
     return out[None]
 

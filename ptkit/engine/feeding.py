@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ptkit.batching import micro_batches
 from ptkit.engine.rowdropout import identities
+from ptkit.engine.stem import Laid, begin_with, share
 from ptkit.records import EncodedRow
 from ptkit.rowstore import RowStore
 
@@ -31,6 +32,7 @@ class Rows(list[EncodedRow]):
     def __init__(self, rows: Iterable[EncodedRow], *, pinned: bool = False) -> None:
         super().__init__(rows)
         self._pinned = pinned
+        self._laid: dict[tuple[int, ...], Laid] = {}
 
     @classmethod
     def of(cls, rows: Sequence[EncodedRow]) -> Rows:
@@ -68,9 +70,19 @@ class Rows(list[EncodedRow]):
         tensor = torch.from_numpy(values)
         return tensor.pin_memory() if self._pinned else tensor
 
-    def prepare(self, *, identities: bool = False) -> None:
-        """Make all of it now; ``identities`` only if they are needed."""
-        _ = self.ids, self.positions, self.token_types
+    def laid(self, stem: tuple[int, ...] = ()) -> Laid:
+        """As a pass gets them: what all begin with once, if that is ``stem``."""
+        if stem not in self._laid:
+            if begin_with(self, stem):
+                made = share(self, stem)
+                self._laid[stem] = made.pinned() if self._pinned else made
+            else:
+                self._laid[stem] = Laid(self.lengths, self.ids, self.positions)
+        return self._laid[stem]
+
+    def prepare(self, *, stem: tuple[int, ...] = (), identities: bool = False) -> None:
+        """Make all of it now, as `laid` for ``stem``; ``identities`` only if they are needed."""
+        _ = self.laid(stem), self.token_types
         if identities:
             _ = self.identities
 

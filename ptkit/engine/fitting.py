@@ -38,9 +38,10 @@ def free_memory(*, required: bool = False) -> tuple[str, int] | None:
 
 
 def set_up(training: Training, backbone: Backbone, tokens: int) -> Fit:
-    """Let the model compute as many layers again as train.memory says, and compile the rest of its
-    work if that is worth it."""
+    """Let the model compute as many layers again as train.memory says, and what all rows begin with
+    once for all of them, and compile its work if that is worth it."""
     found, model = fit(training, backbone, tokens), training.model
+    model.stem = training.stem
     model.recompute_layers(found.memory.recomputed)
     if _compiled(training):
         model.compile_layers()
@@ -144,4 +145,5 @@ def _micro_batches(training: Training, tokens: int) -> Iterator[MicroBatch]:
             labels = [store.labels(row) for row in rows] if through_lm_head else []
             targets = sum(len(each) - each.count(IGNORE) for each in labels)
             lengths = tuple(store.length(row) for row in rows)
-            yield MicroBatch(lengths, targets, training.settings.backbone_dropout > 0)
+            dropout = training.settings.backbone_dropout > 0
+            yield MicroBatch(lengths, targets, dropout, len(training.stem))

@@ -35,9 +35,18 @@ class Pack(NamedTuple):
     """[t]"""
     keys: Tensor | None = None
     """[t], where the model drops something: as `ptkit.engine.rowdropout.step_keys` makes them."""
+    stem: int = 0
+    """The length of the first row, if all others begin with its tokens (`ptkit.engine.stem`)."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of it that comes anew with every pass."""
+        return self[:-1]
 
     def to(self, device: torch.device) -> Pack:
-        return Pack(*[None if t is None else to_device(t, device) for t in self])  # type: ignore[arg-type]
+        given = zip(self._fields, self.tensors, strict=False)
+        moved: dict[str, Any] = {n: to_device(t, device) for n, t in given if t is not None}
+        return self._replace(**moved)
 
 
 Run = Callable[[Pack, Tensor], Tensor]
@@ -64,6 +73,7 @@ def padded(pack: Pack) -> Pack:
         torch.cat((pack.blocks, blocks)),
         None if pack.token_types is None else longer(pack.token_types),
         None if pack.keys is None else longer(pack.keys),
+        pack.stem,
     )
 
 
@@ -97,7 +107,8 @@ class _Graph:
             shared.d_prefix.copy_(d_prefix)
 
     def forward(self, pack: Pack, prefix: Tensor) -> Tensor:
-        for kept, given in zip((*self.pack, self.shared.prefix), (*pack, prefix), strict=True):
+        places = (*self.pack.tensors, self.shared.prefix)
+        for kept, given in zip(places, (*pack.tensors, prefix), strict=True):
             if kept is not None and given is not None:
                 kept.copy_(to_device(given, kept.device))
         self._forward.replay()
@@ -152,7 +163,8 @@ class Graphs:
         """
         tokens = len(pack.ids)
         pack = padded(pack)
-        key = (*[None if t is None else tuple(t.shape) for t in pack], tuple(prefix.shape))
+        sizes = [None if t is None else tuple(t.shape) for t in (*pack.tensors, prefix)]
+        key = (*sizes, pack.stem)
         if key not in self._graphs:
             try:
                 self._graphs[key] = self._made(pack.to(prefix.device), prefix)

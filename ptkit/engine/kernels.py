@@ -1,12 +1,13 @@
 """Attention of packed rows over a shared prefix as Triton kernels, forward and backward.
 
 Rows lie one after another, without padding and without a copy of the prefix a row; the queries of
-a group share its keys and values in place. A block is up to `BLOCK` queries or keys of one row; the
-table of blocks (`ptkit.engine.blocks.block_table`) is all that changes from step to step, so
-that nothing is compiled anew. Scores and sums are float32, the softmax is the online one of
-FlashAttention (Dao, 2023, arXiv:2307.08691). Sums over heads and over blocks go through partial
-results that are added in a fixed order: results are the same from run to run.
-`ptkit.engine.packed_attention` calls them.
+a group share its keys and values in place. Tokens that all rows begin with, the stem, may be a row
+of their own in front of the others, which see it behind their prefix and before their own keys. A
+block is up to `BLOCK` queries or keys of one row; the table of blocks
+(`ptkit.engine.blocks.block_table`) is all that changes from step to step, so that nothing is
+compiled anew. Scores and sums are float32, the softmax is the online one of FlashAttention (Dao,
+2023, arXiv:2307.08691). Sums over heads and over blocks go through partial results that are added
+in a fixed order: results are the same from run to run. `ptkit.engine.packed_attention` calls them.
 """
 
 from __future__ import annotations
@@ -61,32 +62,47 @@ def logits_of(q, k, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit
-def _turns(prefix, p, BN: tl.constexpr):
-    """Blocks of keys that a row's prefix has."""
-    return tl.where(prefix >= 0, tl.cdiv(p, BN), 0)
+def _turns(prefix, p, start, stem, BN: tl.constexpr):
+    """Blocks of keys that a row's prefix has, and as many more as the stem has, which rows with a
+    prefix begin with."""
+    of_prefix = tl.where(prefix >= 0, tl.cdiv(p, BN), 0)
+    behind = (prefix >= 0) & (start >= stem)
+    return of_prefix, of_prefix + tl.where(behind, tl.cdiv(stem, BN), 0)
+
+
+@triton.jit
+def _keys(turn, of_prefix, shared, lo, p, stem, end, BN: tl.constexpr):
+    """The keys of a turn, and where they end: of the prefix, of the stem, the row's own."""
+    at = tl.where(turn < shared, (turn - of_prefix) * BN, lo + (turn - shared) * BN)
+    last = tl.where(turn < shared, stem, end)
+    at, last = tl.where(turn < of_prefix, turn * BN, at), tl.where(turn < of_prefix, p, last)
+    return at + tl.arange(0, BN), last
 
 
 @triton.jit
 def _either(
-    shared, prefix, prefix_stride, own, stride, keys, last, D: tl.constexpr, BD: tl.constexpr
+    prefixed, prefix, prefix_stride, own, stride, keys, last, D: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """A tile of the prefix's keys or values if ``shared``, else of the row's own. One loop goes
+    """A tile of the prefix's keys or values if ``prefixed``, else of those of tokens. One loop goes
     over both, so that the next tile is on its way from the first to the last."""
-    base, step = tl.where(shared, prefix, own), tl.where(shared, prefix_stride, stride)
+    base, step = tl.where(prefixed, prefix, own), tl.where(prefixed, prefix_stride, stride)
     return tile(base, keys, step, last, D, BD)
 
 
 @triton.jit
 def _seen(
-    rows, keys, end, last, shared, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
+    rows, keys, end, last, prefixed, between, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
 ):  # fmt: skip
-    """[queries, keys]: a row's own, or those of the prefix if ``shared``, up to ``last``."""
+    """[queries, keys]: of tokens, or those of the prefix if ``prefixed``, up to ``last``.
+
+    ``between``: tokens of other rows that lie between queries and keys.
+    """
     seen = (keys[None, :] < last) & (rows[:, None] < end)
     if CAUSAL:
-        seen = seen & (shared | (keys[None, :] <= rows[:, None]))
+        seen = seen & (prefixed | (keys[None, :] <= rows[:, None]))
     if WINDOWED:
-        distance = rows[:, None] - keys[None, :]
-        seen = seen & (shared | ((distance < window) & (distance > -window)))
+        distance = rows[:, None] - between - keys[None, :]
+        seen = seen & (prefixed | ((distance < window) & (distance > -window)))
     return seen
 
 
@@ -124,7 +140,7 @@ def _last_key(start, end, window, BM: tl.constexpr, CAUSAL: tl.constexpr, WINDOW
 @triton.jit
 def forward(
     Q, K, V, PK, PV, OUT, LSE, BLOCKS,
-    scaling, softcap, window, tokens, p,
+    scaling, softcap, window, tokens, p, stem,
     q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
     HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
@@ -143,17 +159,16 @@ def forward(
     out = tl.zeros([BM, BD], tl.float32)
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
-    turns = _turns(prefix, p, BN)
+    of_prefix, shared = _turns(prefix, p, start, stem, BN)
     adapter = tl.maximum(prefix, 0)
     pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
-    for turn in range(turns + tl.cdiv(hi - lo, BN)):
-        shared = turn < turns
-        keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
-        last = tl.where(shared, p, end)
-        k = _either(shared, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
-        v = _either(shared, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
+    for turn in range(shared + tl.cdiv(hi - lo, BN)):
+        keys, last = _keys(turn, of_prefix, shared, lo, p, stem, end, BN)
+        prefixed, between = turn < of_prefix, tl.where(turn < shared, first - stem, 0)
+        k = _either(prefixed, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
+        v = _either(prefixed, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
         logits = logits_of(q, k, scaling, softcap, CAPPED, PRECISION)
-        seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
+        seen = _seen(rows, keys, end, last, prefixed, between, window, CAUSAL, WINDOWED)
         most, total, out = online(most, total, out, logits, seen, v, PRECISION)
     inside = rows < end
     total = tl.where(inside, total, 1.0)
@@ -182,7 +197,7 @@ def _gradient(
 @triton.jit
 def queries_backward(
     Q, K, V, PK, PV, OUT, D_OUT, LSE, DELTA, D_Q, COS, SIN, BLOCKS,
-    scaling, softcap, window, tokens, p, pairs,
+    scaling, softcap, window, tokens, p, stem, pairs,
     q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p, dq_t, dq_n, t_t,
     HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
@@ -207,16 +222,15 @@ def queries_backward(
     d_q = tl.zeros([BM, BD], tl.float32)
     lo = _first_key(start, first, window, WINDOWED)
     hi = _last_key(start, end, window, BM, CAUSAL, WINDOWED)
-    turns = _turns(prefix, p, BN)
+    of_prefix, shared = _turns(prefix, p, start, stem, BN)
     adapter = tl.maximum(prefix, 0)
     pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
-    for turn in range(turns + tl.cdiv(hi - lo, BN)):
-        shared = turn < turns
-        keys = tl.where(shared, turn * BN, lo + (turn - turns) * BN) + tl.arange(0, BN)
-        last = tl.where(shared, p, end)
-        k = _either(shared, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
-        v = _either(shared, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
-        seen = _seen(rows, keys, end, last, shared, window, CAUSAL, WINDOWED)
+    for turn in range(shared + tl.cdiv(hi - lo, BN)):
+        keys, last = _keys(turn, of_prefix, shared, lo, p, stem, end, BN)
+        prefixed, between = turn < of_prefix, tl.where(turn < shared, first - stem, 0)
+        k = _either(prefixed, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
+        v = _either(prefixed, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
+        seen = _seen(rows, keys, end, last, prefixed, between, window, CAUSAL, WINDOWED)
         _, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
@@ -264,7 +278,7 @@ def keys_backward(
         d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
         lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
         delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
-        seen = _seen(rows, keys, end, end, False, window, CAUSAL, WINDOWED)
+        seen = _seen(rows, keys, end, end, False, 0, window, CAUSAL, WINDOWED)
         weights, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
@@ -277,31 +291,37 @@ def keys_backward(
 
 @triton.jit
 def prefix_backward(
-    Q, PK, PV, D_OUT, LSE, DELTA, D_K, D_V, BLOCKS,
-    scaling, softcap, tokens, p, blocks, groups,
-    q_t, q_n, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
+    Q, K, V, PK, PV, D_OUT, LSE, DELTA, D_K, D_V, BLOCKS,
+    scaling, softcap, window, tokens, p, stem, blocks, groups,
+    q_t, q_n, k_t, k_g, v_t, v_g, pk_a, pk_g, pk_p, pv_a, pv_g, pv_p,
     HEADS: tl.constexpr, RATIO: tl.constexpr, SPLITS: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What every SPLITS-th block of queries adds to the gradients of the prefix, [splits, a, g, p,
-    d]."""
+    """What every SPLITS-th block of queries adds to the gradients of the prefix, and behind them of
+    the stem, [splits, a, g, p + stem, d]."""
     part, split = tl.program_id(0), tl.program_id(2)
     adapter, group = tl.program_id(1) // groups, tl.program_id(1) % groups
-    keys = part * BN + tl.arange(0, BN)
-    k = tile(PK + adapter * pk_a + group * pk_g, keys, pk_p, p, D, BD)
-    v = tile(PV + adapter * pv_a + group * pv_g, keys, pv_p, p, D, BD)
+    parts = tl.cdiv(p, BN)
+    prefixed = part < parts
+    keys = tl.where(prefixed, part, part - parts) * BN + tl.arange(0, BN)
+    last = tl.where(prefixed, p, stem)
+    pk, pv = PK + adapter * pk_a + group * pk_g, PV + adapter * pv_a + group * pv_g
+    k = _either(prefixed, pk, pk_p, K + group * k_g, k_t, keys, last, D, BD)
+    v = _either(prefixed, pv, pv_p, V + group * v_g, v_t, keys, last, D, BD)
     d_k = tl.zeros([BN, BD], tl.float32)
     d_v = tl.zeros([BN, BD], tl.float32)
-    last = BLOCKS + 4 * (blocks - 1)
-    idle = tl.load(last) == tl.load(last + 1)  # of no work: it says how many come before
-    busy = tl.where(idle, -1 - tl.load(last + 3), blocks)
+    tail = BLOCKS + 4 * (blocks - 1)
+    idle = tl.load(tail) == tl.load(tail + 1)  # of no work: it says how many come before
+    busy = tl.where(idle, -1 - tl.load(tail + 3), blocks)
     for work in range(split, busy * RATIO, SPLITS):
         block = work // RATIO
         head = group * RATIO + work % RATIO
         start = tl.load(BLOCKS + 4 * block)
         end = tl.load(BLOCKS + 4 * block + 1)
+        first = tl.load(BLOCKS + 4 * block + 2)
         own = tl.load(BLOCKS + 4 * block + 3) == adapter
+        own = own & (prefixed | (start >= stem))
         end = tl.where(own, end, start)  # rows of another prefix are nobody's here
         rows = start + tl.arange(0, BM)
         inside = rows < end
@@ -309,15 +329,16 @@ def prefix_backward(
         d_out = tile(D_OUT + head * D, rows, HEADS * D, end, D, BD)
         lse = tl.load(LSE + head * tokens + rows, mask=inside, other=0.0)
         delta = tl.load(DELTA + head * tokens + rows, mask=inside, other=0.0)
-        seen = (keys[None, :] < p) & inside[:, None]
+        seen = _seen(rows, keys, end, last, prefixed, first - stem, window, False, WINDOWED)
         weights, d_logits = _gradient(
             q, k, v, d_out, lse, delta, seen, scaling, softcap, CAPPED, PRECISION
         )
         d_v = tl.dot(tl.trans(weights).to(q.dtype), d_out, d_v, input_precision=PRECISION)
         d_k = tl.dot(tl.trans(d_logits).to(q.dtype), q, d_k, input_precision=PRECISION)
-    to = ((split * tl.num_programs(1)) + tl.program_id(1)) * p * D
-    store(D_K + to, keys, D, p, d_k * scaling, D, BD)
-    store(D_V + to, keys, D, p, d_v, D, BD)
+    to = (split * tl.num_programs(1) + tl.program_id(1)) * (p + stem) * D
+    to += tl.where(prefixed, 0, p) * D
+    store(D_K + to, keys, D, last, d_k * scaling, D, BD)
+    store(D_V + to, keys, D, last, d_v, D, BD)
 
 
 def sizes_of(query: Tensor, softcap: float) -> dict[str, Any]:

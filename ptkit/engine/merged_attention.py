@@ -95,9 +95,9 @@ def _attend_backward(
         return d_merged.new_empty(0), made.prefix
     (tokens, heads, _), pairs = turned.shape, cos.shape[1] // 2
     turn_back[(triton.cdiv(tokens, TOKENS), 2 * groups)](
-        d_merged[:, heads - 2 * groups :], made.key, made.value, cos, sin, tokens, pairs,
-        groups, made.key.shape[0], *d_merged.stride()[:2], cos.stride(0),
-        **_sizes(turned),
+        d_merged[:, heads - 2 * groups :], made.key, made.value, made.stem, cos, sin, tokens, pairs,
+        groups, made.key.shape[0], made.stem.shape[2], *d_merged.stride()[:2], cos.stride(0),
+        *made.stem.stride()[:2], **_sizes(turned),
     )  # fmt: skip
     return d_merged, made.prefix
 
@@ -131,11 +131,11 @@ def _backward(ctx: Any, d_out: Tensor, *others: None) -> tuple[Tensor | None, ..
         gradient if wanted else None
         for gradient, wanted in zip(prefix.unbind(), ctx.needs_input_grad[4:6], strict=True)
     ]
-    return (d_merged if below else None, None, None, None, *of_prefix, *[None] * 5)
+    return (d_merged if below else None, None, None, None, *of_prefix, *[None] * 6)
 
 
 _TABLES = "int groups, Tensor cos, Tensor sin, Tensor prefix_key, Tensor prefix_value"
-_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
+_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal, int stem"
 merged_attention = register(
     "merged_attention",
     f"(Tensor merged, {_TABLES}, {_FORM}) -> (Tensor, Tensor, Tensor)",

@@ -26,6 +26,7 @@ from ptkit.engine.graphs import Graphs, Pack
 from ptkit.engine.repeated import RepeatedLayers
 from ptkit.engine.rowdropout import RowDropouts, step_keys
 from ptkit.engine.states import States
+from ptkit.engine.stem import Laid, spread
 from ptkit.engine.transfer import to_device
 from ptkit.errors import PtkitError
 from ptkit.models import LoadedBackbone
@@ -64,6 +65,9 @@ class Model:
 
     batch_tokens: int = BATCH_TOKENS
     watcher: Callable[[int, int], None] | None = None
+    stem: tuple[int, ...] = ()
+    """Tokens that rows begin with; where all rows of a pass do and have one prefix, the pass gets
+    them once (`ptkit.engine.stem`)."""
 
     def __init__(
         self,
@@ -246,25 +250,40 @@ class Model:
         )
 
     def _packed(self, rows: Rows, chosen: Sequence[int]) -> Tensor:
-        blocks = block_table(rows.lengths, chosen) if has_kernels(self.device) else None
-        positions = rows.positions + self.first_position
-        pack = Pack(rows.ids, positions, blocks, rows.token_types, self._keys(rows))
+        laid = rows.laid(self._stem_of(rows, chosen))
+        if laid.places is None:
+            return self._laid(laid, rows, chosen)
+        states = self._laid(laid, rows, (chosen[0],) * len(laid.lengths))
+        return spread(states, laid, to_device(laid.places, self.device))
+
+    def _stem_of(self, rows: Rows, chosen: Sequence[int]) -> tuple[int, ...]:
+        """What `stem` says, where it may count: not if rows differ besides their tokens."""
+        if self.prefix is None or not self.geometry.causal or NO_PREFIX in chosen:
+            return ()
+        alike = len(set(chosen)) == 1 and self._dropping is None and rows.token_types is None
+        return self.stem if alike else ()
+
+    def _laid(self, laid: Laid, rows: Rows, chosen: Sequence[int]) -> Tensor:
+        blocks = block_table(laid.lengths, chosen) if has_kernels(self.device) else None
+        positions = laid.positions + self.first_position
+        pack = Pack(laid.ids, positions, blocks, rows.token_types, self._keys(rows), laid.stem)
         graphs, prefix = self._graphs, self._stacked
         if graphs is not None and prefix is not None and prefix.requires_grad:
             alone = not graphs.busy and all(index == 0 for index in chosen)
             if alone and torch.is_grad_enabled():
                 return graphs(pack, prefix)
-        pack = pack.to(self.device)
-        layout = PackedRows(rows.lengths, chosen, causal=self.geometry.causal, blocks=pack.blocks)
-        return self._pass(pack, layout)
+        return self._pass(pack.to(self.device), laid.lengths, chosen)
 
     def _pass_with(self, pack: Pack, prefix: Tensor) -> Tensor:
         """[t, h]: the states of a pack on the device whose rows all have ``prefix``."""
-        layout = PackedRows((), (), causal=self.geometry.causal, blocks=pack.blocks)
         set_prefix(self.attentions, by_layer(prefix))
-        return self._pass(pack, layout)
+        return self._pass(pack)
 
-    def _pass(self, pack: Pack, layout: PackedRows) -> Tensor:
+    def _pass(self, pack: Pack, lengths: Sequence[int] = (), chosen: Sequence[int] = ()) -> Tensor:
+        """``lengths`` and ``chosen``, a prefix a row, are not needed where there are blocks."""
+        layout = PackedRows(
+            lengths, chosen, causal=self.geometry.causal, blocks=pack.blocks, stem=pack.stem
+        )
         types = None if pack.token_types is None else pack.token_types[None]
         self._drop_by(None if pack.keys is None else pack.keys[None])
         return self._forward(pack.ids[None], pack.positions[None], layout, types)[0]

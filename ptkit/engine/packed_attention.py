@@ -28,13 +28,15 @@ SPLITS = 64  # of the queries, when the gradients of the prefix are summed
 
 class Form(NamedTuple):
     """Who sees whom, and how: ``blocks`` as `block_table` makes it; ``window``, ``softcap``: 0 for
-    none."""
+    none. ``stem``: the length of the first row, if all others with a prefix begin with its tokens;
+    else 0."""
 
     blocks: Tensor
     scaling: float
     window: int
     softcap: float
     causal: bool
+    stem: int
 
 
 def attended(
@@ -44,7 +46,7 @@ def attended(
 
     ``query`` [t, n, d]; ``key``, ``value`` [t, g, d]; the prefixes [a, g, p, d].
     """
-    blocks, scaling, window, softcap, causal = form
+    blocks, scaling, window, softcap, causal, stem = form
     query, key, value, prefix_key, prefix_value = map(
         dense, (query, key, value, prefix_key, prefix_value)
     )
@@ -54,7 +56,7 @@ def attended(
     sizes = sizes_of(query, softcap)
     forward[(blocks.shape[0], heads)](
         query, key, value, prefix_key, prefix_value, out, lse, blocks,
-        scaling, softcap, window, tokens, prefix_key.shape[2],
+        scaling, softcap, window, tokens, prefix_key.shape[2], stem,
         *strides_of(query, key, value, prefix_key, prefix_value),
         HEADS=heads, RATIO=heads // groups, CAUSAL=causal, WINDOWED=window != 0,
         **sizes, **keys_of(query, registers=128),
@@ -76,12 +78,14 @@ def _attend_shapes(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 class Gradients(NamedTuple):
     """Those of keys and values are parts to be summed, [chunks, t, g, d], None if unwanted; those
-    of the prefix's keys and values are summed, [2, a, g, p, d]."""
+    of the prefix's keys and values are summed, [2, a, g, p, d]; ``stem``: what other rows add to
+    those of the stem's keys and values, [2, g, stem, d] in float32."""
 
     query: Tensor
     key: Tensor | None
     value: Tensor | None
     prefix: Tensor
+    stem: Tensor
 
 
 def gradients(
@@ -105,7 +109,7 @@ def gradients(
     ``below``: whether those of key and value are wanted. ``angles``: cosines and sines [t, r] that
     the queries were turned by, in equal halves and one layout; their gradient is turned back.
     """
-    blocks, scaling, window, softcap, causal = form
+    blocks, scaling, window, softcap, causal, stem = form
     query, key, value, prefix_key, prefix_value = map(
         dense, (query, key, value, prefix_key, prefix_value)
     )
@@ -118,7 +122,7 @@ def gradients(
     cos, sin = (lse, lse) if angles is None else angles
     queries_backward[(count, heads)](
         query, key, value, prefix_key, prefix_value, out, d_out, lse, delta, d_query, cos, sin,
-        blocks, scaling, softcap, window, tokens, p, cos.shape[1] // 2,
+        blocks, scaling, softcap, window, tokens, p, stem, cos.shape[1] // 2,
         *strides_of(query, key, value, prefix_key, prefix_value, d_query, cos),
         HEADS=heads, RATIO=ratio, CAUSAL=causal, WINDOWED=window != 0, TURNED=angles is not None,
         **sizes, **keys_of(query, registers=168),
@@ -138,15 +142,20 @@ def gradients(
             WINDOWED=window != 0, **{**sizes, "BM": at_once(query), "BN": BLOCK},
         )  # fmt: skip
     splits = max(1, min(SPLITS, count * ratio))
-    parts = query.new_empty((2, splits, adapters, groups, p, width), dtype=torch.float32)
-    if p:
-        prefix_backward[(triton.cdiv(p, BLOCK), adapters * groups, splits)](
-            query, prefix_key, prefix_value, d_out, lse, delta, *parts, blocks,
-            scaling, softcap, tokens, p, count, groups,
-            *strides_of(query, prefix_key, prefix_value),
-            HEADS=heads, RATIO=ratio, SPLITS=splits, **{**sizes, "BN": BLOCK},
+    parts = query.new_empty((2, splits, adapters, groups, p + stem, width), dtype=torch.float32)
+    if p + stem:
+        every = triton.cdiv(p, BLOCK) + triton.cdiv(stem, BLOCK)
+        prefix_backward[(every, adapters * groups, splits)](
+            query, key, value, prefix_key, prefix_value, d_out, lse, delta, *parts, blocks,
+            scaling, softcap, window, tokens, p, stem, count, groups,
+            *strides_of(query, key, value, prefix_key, prefix_value),
+            HEADS=heads, RATIO=ratio, SPLITS=splits, WINDOWED=window != 0,
+            **{**sizes, "BN": BLOCK},
         )  # fmt: skip
-    return Gradients(d_query, d_key, d_value, parts.sum(1).to(prefix_key.dtype))
+    of_prefix, of_stem = parts.sum(1).split((p, stem), 3)
+    of_stem = of_stem[:, 0] if adapters == 1 else of_stem.sum(1)
+    of_prefix = of_prefix.to(prefix_key.dtype).contiguous()
+    return Gradients(d_query, d_key, d_value, of_prefix, of_stem)
 
 
 def _attend_backward(
@@ -161,13 +170,17 @@ def _attend_backward(
     )  # fmt: skip
     none = query.new_empty(0)
     d_key, d_value = (
-        none if t is None else _summed(t, query.dtype) for t in (made.key, made.value)
+        none if parts is None else _summed(parts, of_stem, query.dtype)
+        for parts, of_stem in zip((made.key, made.value), made.stem, strict=True)
     )
     return d_query, d_key, d_value, made.prefix
 
 
-def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    return parts[0] if parts.shape[0] == 1 and parts.dtype == dtype else parts.sum(0).to(dtype)
+def _summed(parts: Tensor, of_stem: Tensor, dtype: torch.dtype) -> Tensor:
+    """[t, g, d], of [chunks, t, g, d] and of [g, stem, d] for the first tokens."""
+    made = parts[0] if parts.shape[0] == 1 else parts.sum(0)
+    made[: of_stem.shape[1]] += of_stem.transpose(0, 1)
+    return made.to(dtype)
 
 
 def _attend_backward_shapes(
@@ -206,10 +219,10 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]
             (*made, *prefix.unbind()), ctx.needs_input_grad[:5], strict=True
         )
     ]
-    return (*wanted, *[None] * 5)
+    return (*wanted, *[None] * 6)
 
 
-_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal"
+_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal, int stem"
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
 packed_attention = register(
     "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptkit.batching import Order
+from ptkit.batching import Order, shared_stem
 from ptkit.components import TaskHead
 from ptkit.engine.attention import KeyValue
 from ptkit.engine.feeding import Batch, Feeder, StepData, split
@@ -204,6 +204,11 @@ class Training:
     processes: Processes = ALONE
 
     @property
+    def stem(self) -> tuple[int, ...]:
+        """The tokens that all rows begin with, which the model gets once for all of a pass."""
+        return shared_stem(self.store, self.model.geometry, self.settings)
+
+    @property
     def ahead(self) -> bool:
         """Whether the host goes on while the device works."""
         return self.model.device.type == "cuda"
@@ -224,7 +229,8 @@ class Training:
         pinned = model.device.type == "cuda"
         made = list(split(self.store, groups, tokens, model.layout, pinned=pinned))
         for batch in made:
-            batch.rows.prepare(identities=self.settings.backbone_dropout > 0)
+            identities = self.settings.backbone_dropout > 0
+            batch.rows.prepare(stem=model.stem, identities=identities)
         return StepData(step, groups, tokens, made)
 
     def gradients(self, data: StepData, tokens: int) -> Totals:

@@ -87,6 +87,82 @@ def test_values_and_gradients(case: Any, dtype: torch.dtype, bound: float) -> No
         assert relative(got, torch.zeros_like(got) if want is None else want) < bound
 
 
+STEMS = {  # a stem, the lengths of the rows behind it, heads, groups, head size, prefix
+    "causal": (7, [5, 70, 1], 4, 2, 16, 10, Scores(0.25)),
+    "one-token": (1, [3, 2], 2, 1, 16, 4, Scores(0.25)),
+    "two-blocks": (70, [66, 3], 2, 2, 24, 65, Scores(0.2)),
+    "window": (9, [5, 80], 2, 1, 16, 5, Scores(0.25, window=7)),
+    "wide-window": (9, [5, 80], 2, 1, 16, 5, Scores(0.25, window=20)),
+    "softcap": (4, [9, 70], 4, 2, 16, 10, Scores(0.25, softcap=5.0)),
+}
+
+
+def whole(tokens: Tensor, stem: int, lengths: list[int], dim: int) -> Tensor:
+    """Every row with a copy of what all begin with."""
+    first, *rest = tokens.split((stem, *lengths), dim)
+    return torch.cat([part for row in rest for part in (first, row)], dim)
+
+
+def without_copies(tokens: Tensor, stem: int, lengths: list[int], dim: int) -> Tensor:
+    """What `whole` was made of, of what a stem's copies have in common."""
+    rows = tokens.split([stem + length for length in lengths], dim)
+    first = rows[0].narrow(dim, 0, stem)
+    rest = [row.narrow(dim, stem, row.shape[dim] - stem) for row in rows]
+    return torch.cat((first, *rest), dim)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("by_blocks", [True, False])
+@pytest.mark.parametrize("name", STEMS)
+@every_type
+def test_a_stem_is_as_if_every_row_began_with_a_copy(
+    name: str, dtype: torch.dtype, bound: float, *, by_blocks: bool, merged: bool
+) -> None:
+    """Behind a second prefix that no row has, and with blocks of no work at the end."""
+    stem, lengths, heads, groups, size, p, scores = STEMS[name]
+    rows = [stem, *lengths]
+    total, full = sum(rows), [stem + length for length in lengths]
+    if not by_blocks and dtype != torch.float32:
+        pytest.skip("row by row, the type makes no difference")
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, total, size), *[(1, groups, total, size)] * 2]
+    if merged:
+        shapes = [(1, total, (heads + 2 * groups) * size)]
+    shapes += [(2, groups, p, size)] * 2
+    inputs = [torch.randn(shape, generator=draw).to(DEVICE, dtype) for shape in shapes]
+    upstream = torch.randn(1, total, heads, size, generator=draw).to(DEVICE, dtype)
+    chosen = (1,) * len(full)
+    tables = [t.to(DEVICE, dtype) for t in rotary_tables(full, size // 4)]
+
+    exact = [t.double().requires_grad_() for t in inputs]
+    copied = [whole(t, stem, lengths, 1 if merged else 2) for t in exact[:-2]]
+    layout, prefix = PackedRows(full, chosen, causal=True), (exact[-2], exact[-1])
+    if merged:
+        of_all = Merged(copied[0], heads, groups, *[t.double() for t in tables])
+        found = layout.attend_merged(of_all, prefix, scores)
+    else:
+        found = layout.attend(*copied, prefix, scores)
+    wanted = without_copies(found, stem, lengths, 1)
+    wanted_gradients = torch.autograd.grad(wanted, exact, upstream.double())
+
+    given = [t.requires_grad_() for t in inputs]
+    blocks = block_table(rows, (1,) * len(rows))
+    idle = torch.tensor([[total, total, total, -1 - len(blocks)]], dtype=torch.int32)
+    blocks = torch.cat((blocks, idle)).to(DEVICE) if by_blocks else None
+    layout = PackedRows(rows, (1,) * len(rows), causal=True, blocks=blocks, stem=stem)
+    prefix = (given[-2], given[-1])
+    if merged:
+        tables = [without_copies(t, stem, lengths, 1) for t in tables]
+        found = layout.attend_merged(Merged(given[0], heads, groups, *tables), prefix, scores)
+    else:
+        found = layout.attend(*given[:3], prefix, scores)
+    gradients = torch.autograd.grad(found, given, upstream)
+
+    assert relative(found, wanted) < bound
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert relative(got, want) < bound
+
+
 @pytest.mark.parametrize("name", ["causal", "both-ways", "two-prefixes"])
 def test_blocks_of_no_work_change_nothing(name: str) -> None:
     lengths, prefixes, heads, groups, size, p, scores, causal = CASES[name]
