@@ -252,6 +252,18 @@ def test_steps_and_tokens_by_hand(run_check: Checker) -> None:
     )
 
 
+def test_what_all_rows_begin_with_is_told(run_check: Checker) -> None:
+    rows = [{**row, "content": f"nice red blue hat shoe {row['content']}"} for row in ROWS]
+    report = run_check(rows, train={"max_steps": 5, "batch_size": 3})
+    assert report.plan.stem >= 5
+    assert report.largest.stem == report.plan.stem
+    shared = f"the first {report.plan.stem} tokens of all rows, computed once a micro-batch"
+    assert shared in shown(report)
+    report = run_check(ROWS, train={"max_steps": 5, "batch_size": 3})
+    assert report.plan.stem == report.largest.stem == 0
+    assert "computed once" not in shown(report)
+
+
 def test_padding_by_hand(run_check: Checker) -> None:
     plan = run_check(ROWS, train={"max_steps": 5, "batch_size": 3}).plan
     assert plan.padding == pytest.approx(100 * (1 - 18 / (3 * 8)))

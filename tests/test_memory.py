@@ -21,6 +21,7 @@ from ptkit.memory import (
     estimate,
     largest,
     layers_to_recompute,
+    mask_bytes,
     mlp_shape,
     prefix_parameters,
     saved_bytes,
@@ -107,6 +108,35 @@ def test_what_autograd_keeps(*, causal: bool, dtype: str, recomputed: int) -> No
         masks = sum(s * (s + PREFIX) for s in LENGTHS) * (4 if dtype == "float32" else 2)
         expected -= masks if causal else 0
     assert real == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("recomputed", [0, 1, 3, 4])  # of four layers
+def test_what_autograd_keeps_of_rows_that_begin_alike(recomputed: int) -> None:
+    data, sizes = rows(LENGTHS), []
+    model = tiny_model(backbone(causal=True))
+    stem = 5
+    for model.stem in ((), data[0].tokens[:stem]):
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with (
+            prefixed(model, "float32", recomputed),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            model.states(data)
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    whole, shared = (
+        saved_bytes(model.geometry, MicroBatch(LENGTHS, stem=n), PREFIX, 4, recomputed=recomputed)
+        for n in (0, stem)
+    )
+    if recomputed == 4:  # the layout holds the masks, not autograd
+        whole -= mask_bytes(MicroBatch(LENGTHS), PREFIX, 4)
+        shared -= mask_bytes(MicroBatch(LENGTHS, stem=stem), PREFIX, 4)
+    assert whole > shared
+    assert sizes[0] - sizes[1] == pytest.approx(whole - shared, rel=0.1)
 
 
 @pytest.mark.parametrize("recomputed", [0, 1, 3])  # of four layers

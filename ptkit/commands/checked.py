@@ -242,7 +242,12 @@ class _View:
                 f"0; rows padded to the longest of a step would be {plan.padding:.0f} % padding",
             ),
             *(
-                [("shared", f"the first {plan.stem} tokens of all rows, computed once a step")]
+                [
+                    (
+                        "shared",
+                        f"the first {plan.stem} tokens of all rows, computed once a micro-batch",
+                    )
+                ]
                 if plan.stem
                 else []
             ),

@@ -154,8 +154,12 @@ def graphs_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return CPU
 
 
-def test_replayed_graphs_give_the_same_states_and_gradients(graphs_device: torch.device) -> None:
-    """Packs of several sizes, one larger than the first left room for, and a shorter prefix."""
+@pytest.mark.parametrize("shared", [0, 2])
+def test_replayed_graphs_give_the_same_states_and_gradients(
+    graphs_device: torch.device, shared: int
+) -> None:
+    """Packs of several sizes, one larger than the first left room for, and a shorter prefix;
+    ``shared``: tokens that all rows of a pack begin with."""
     backbone = TinyBackbone(TinyBackbone.Settings(layers=1))
     loaded = backbone.load(graphs_device.type, "float32")
     model = Model(loaded, backbone.geometry, pad_id=0, eos_id=2)
@@ -169,6 +173,7 @@ def test_replayed_graphs_give_the_same_states_and_gradients(graphs_device: torch
             rows = [
                 EncodedRow(Row(tuple(5 + (index + i) % 50 for i in range(n))), 0) for n in lengths
             ]
+            model.stem = rows[0].tokens[:shared]
             with model.using(stacked):
                 hidden = model.states(rows).hidden
                 wanted = torch.arange(hidden.numel()).sin().view_as(hidden).to(hidden)
