@@ -14,7 +14,7 @@ class Work:
     """A step of the recipe: means over the steps that are measured.
 
     ``tokens``: real ones, without prefix and padding; ``targets``: those with a loss through the LM
-    head; ``flops``: see `ptkit.engine.matmuls.step_flops`.
+    head; ``flops``: see `ptkit.engine.matmuls.step_flops`, as if every row was computed whole.
     """
 
     rows: float
