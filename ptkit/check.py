@@ -73,7 +73,7 @@ class Plan:
     """Training in numbers. Means and the padding are of the first ``steps_looked_at`` steps.
 
     ``padding``: the per cent of a step that would be padding if rows were padded to its longest.
-    ``stem``: the tokens that all rows begin with and that are computed once for all of a step.
+    ``stem``: the tokens that all rows begin with and that are computed once a micro-batch.
     """
 
     steps: int
@@ -228,7 +228,7 @@ def _plan(
     steps = settings.max_steps or order.steps
     assert steps is not None
     seen = steps * settings.batch_size if order.end is None else order.end
-    stem = len(shared_stem(store, geometry, settings))
+    stem, dropout = len(shared_stem(store, geometry, settings)), settings.backbone_dropout > 0
     batches: list[MicroBatch] = []
     tokens = targets = padded = 0
     looked_at = min(steps, STEPS_LOOKED_AT)
@@ -243,7 +243,6 @@ def _plan(
             trained = sum(train.trained(row) for group in batch for row in groups[group])
             targets += trained
             lengths = tuple(length for group in batch for length in sizes[group])
-            dropout = settings.backbone_dropout > 0
             batches.append(MicroBatch(lengths, trained, dropout, stem))
     plan = Plan(
         steps,

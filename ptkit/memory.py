@@ -71,16 +71,9 @@ class MicroBatch:
     stem: int = 0
 
     @property
-    def laid(self) -> tuple[int, ...]:
-        """The lengths of the rows that the layers get."""
-        if not self.stem:
-            return self.lengths
-        return (self.stem, *(length - self.stem for length in self.lengths))
-
-    @property
     def tokens(self) -> int:
         """That go through the layers."""
-        return sum(self.laid)
+        return sum(self.lengths) - (len(self.lengths) - 1) * self.stem
 
 
 @dataclass(frozen=True)
@@ -128,8 +121,9 @@ def mlp_shape(geometry: Geometry) -> tuple[int, bool]:
 def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, device: str) -> int:
     """What autograd keeps of one layer; ``prefix``: virtual tokens, ``size``: bytes of a number."""
     shape, t = geometry, batch.tokens
-    rows = batch.laid
-    copies = len(rows) * prefix + (len(rows) - 1) * batch.stem if device == "cpu" else 0
+    copies = 0
+    if device == "cpu":
+        copies = len(batch.lengths) * (prefix + batch.stem) + (prefix if batch.stem else 0)
     numbers = t * shape.heads + (t + copies) * shape.kv_groups
     attention = 2 * size * numbers * shape.head_size + 4 * t * shape.heads
     f, gated = mlp_shape(geometry)
@@ -141,11 +135,11 @@ def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, d
 
 
 def mask_bytes(batch: MicroBatch, prefix: int, size: int) -> int:
-    """Masks on a CPU, one a length of row, made once for all layers."""
-    first, rest = batch.laid[: bool(batch.stem)], batch.laid[bool(batch.stem) :]
-    sizes = [s * (s + prefix) for s in first]
-    sizes += [s * (s + batch.stem + prefix) for s in set(rest)]
-    return size * sum(sizes)
+    """Masks on a CPU, one a length of row, made once for all layers; the stem's queries are in one
+    of its own."""
+    stem = batch.stem
+    rows = sum((s - stem) * (s + prefix) for s in set(batch.lengths))
+    return size * (rows + stem * (stem + prefix))
 
 
 def saved_bytes(

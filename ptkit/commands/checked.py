@@ -241,19 +241,12 @@ class _View:
                 "padding",
                 f"0; rows padded to the longest of a step would be {plan.padding:.0f} % padding",
             ),
-            *(
-                [
-                    (
-                        "shared",
-                        f"the first {plan.stem} tokens of all rows, computed once a micro-batch",
-                    )
-                ]
-                if plan.stem
-                else []
-            ),
             ("trains", f"{trained}, {100 * share:.4f} %; prefix length {report.prefix_length}"),
             ("frozen", f"{report.frozen:,} parameters, {report.backbone}"),
         ]
+        if plan.stem:
+            same = f"the first {plan.stem} tokens of all rows, computed once a micro-batch"
+            rows.insert(4, ("shared", same))
         self.table(rows)
 
     def memory(self, report: Report) -> None:

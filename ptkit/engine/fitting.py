@@ -137,6 +137,7 @@ def fit(training: Training, backbone: Backbone, tokens: int) -> Fit:
 
 def _micro_batches(training: Training, tokens: int) -> Iterator[MicroBatch]:
     store, through_lm_head = training.store, training.trainable.module is None
+    stem, dropout = len(training.stem), training.settings.backbone_dropout > 0
     for step in range(min(training.total, STEPS_LOOKED_AT)):
         groups = training.groups(step) or training.all_groups(step)  # one of many has no share
         totals = [sum(store.length(row) for row in group) for group in groups]
@@ -145,5 +146,4 @@ def _micro_batches(training: Training, tokens: int) -> Iterator[MicroBatch]:
             labels = [store.labels(row) for row in rows] if through_lm_head else []
             targets = sum(len(each) - each.count(IGNORE) for each in labels)
             lengths = tuple(store.length(row) for row in rows)
-            dropout = training.settings.backbone_dropout > 0
-            yield MicroBatch(lengths, targets, dropout, len(training.stem))
+            yield MicroBatch(lengths, targets, dropout, stem)

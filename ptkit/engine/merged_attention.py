@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from ptkit.engine.operators import register, register_gradient
-from ptkit.engine.packed_attention import Form, attended, gradients
+from ptkit.engine.packed_attention import FORM, WITHOUT_GRADIENT, Form, attended, gradients
 from ptkit.engine.rotary_kernels import TOKENS, turn, turn_back
 
 _Parts = tuple[Tensor, Tensor, Tensor]
@@ -131,20 +131,19 @@ def _backward(ctx: Any, d_out: Tensor, *others: None) -> tuple[Tensor | None, ..
         gradient if wanted else None
         for gradient, wanted in zip(prefix.unbind(), ctx.needs_input_grad[4:6], strict=True)
     ]
-    return (d_merged if below else None, None, None, None, *of_prefix, *[None] * 6)
+    return (d_merged if below else None, None, None, None, *of_prefix, *WITHOUT_GRADIENT)
 
 
 _TABLES = "int groups, Tensor cos, Tensor sin, Tensor prefix_key, Tensor prefix_value"
-_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal, int stem"
 merged_attention = register(
     "merged_attention",
-    f"(Tensor merged, {_TABLES}, {_FORM}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor merged, {_TABLES}, {FORM}) -> (Tensor, Tensor, Tensor)",
     _attend,
     _attend_shapes,
 )
 merged_attention_backward = register(
     "merged_attention_backward",
-    f"(Tensor d_out, Tensor turned, {_TABLES}, Tensor out, Tensor lse, {_FORM}, bool below)"
+    f"(Tensor d_out, Tensor turned, {_TABLES}, Tensor out, Tensor lse, {FORM}, bool below)"
     " -> (Tensor, Tensor)",
     _attend_backward,
     _attend_backward_shapes,

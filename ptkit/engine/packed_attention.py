@@ -39,6 +39,11 @@ class Form(NamedTuple):
     stem: int
 
 
+FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal, int stem"
+"""A `Form` in the schema of an operator."""
+WITHOUT_GRADIENT = (None,) * len(Form._fields)
+
+
 def attended(
     query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, form: Form
 ) -> tuple[Tensor, Tensor]:
@@ -219,17 +224,16 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: None) -> tuple[Tensor | None, ...]
             (*made, *prefix.unbind()), ctx.needs_input_grad[:5], strict=True
         )
     ]
-    return (*wanted, *[None] * 6)
+    return (*wanted, *WITHOUT_GRADIENT)
 
 
-_FORM = "Tensor blocks, float scaling, int window, float softcap, bool causal, int stem"
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value"
 packed_attention = register(
-    "packed_attention", f"({_INPUTS}, {_FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
+    "packed_attention", f"({_INPUTS}, {FORM}) -> (Tensor, Tensor)", _attend, _attend_shapes
 )
 packed_attention_backward = register(
     "packed_attention_backward",
-    f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {_FORM}, bool below)"
+    f"(Tensor d_out, {_INPUTS}, Tensor out, Tensor lse, {FORM}, bool below)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _attend_backward,
     _attend_backward_shapes,

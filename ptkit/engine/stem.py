@@ -79,6 +79,9 @@ def share(rows: Sequence[EncodedRow], stem: tuple[int, ...]) -> Laid:
 
 
 class _Spread(torch.autograd.Function):
+    """An index whose gradient is summed in float32 and in a fixed order; torch's adds in the
+    states' own type, on a GPU in any order."""
+
     @staticmethod
     def forward(ctx: Any, states: Tensor, places: Tensor, stem: int) -> Tensor:
         ctx.save_for_backward(places)

@@ -187,5 +187,6 @@ def test_replayed_graphs_give_the_same_states_and_gradients(
     found = passes()
     assert model._graphs is not None
     assert len(model._graphs) == 3
+    assert {graph.pack.stem for graph in model._graphs._graphs.values()} == {shared}
     for pair, exact in zip(found, wanted, strict=True):
         torch.testing.assert_close(pair, exact, atol=1e-4, rtol=1e-5)

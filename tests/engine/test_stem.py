@@ -233,9 +233,7 @@ def test_a_run_tells_its_model() -> None:
     assert len(batch.rows.laid(model.stem).ids) == 24 + len(STEM)
     training.store = RowStore()
     for row in rows(4, 20, stem=()):
-        training.store.append(
-            [Row((row.row.tokens[0] + row.record, *range(5, 9), *row.row.tokens))]
-        )
+        training.store.append([Row((3 + row.record, *range(5, 9), *row.row.tokens))])
     whole = set_up(training, backbone, 1000)
     assert model.stem == ()
     # rows of as many tokens, all of their own
