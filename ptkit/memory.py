@@ -72,8 +72,12 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """That go through the layers."""
-        return sum(self.lengths) - (len(self.lengths) - 1) * self.stem
+        return sum(self.lengths)
+
+    @property
+    def computed(self) -> int:
+        """The tokens that go through the layers."""
+        return self.tokens - (len(self.lengths) - 1) * self.stem
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def mlp_shape(geometry: Geometry) -> tuple[int, bool]:
 
 def layer_bytes(geometry: Geometry, batch: MicroBatch, prefix: int, size: int, device: str) -> int:
     """What autograd keeps of one layer; ``prefix``: virtual tokens, ``size``: bytes of a number."""
-    shape, t = geometry, batch.tokens
+    shape, t = geometry, batch.computed
     copies = 0
     if device == "cpu":
         copies = len(batch.lengths) * (prefix + batch.stem) + (prefix if batch.stem else 0)
@@ -153,7 +157,7 @@ def saved_bytes(
 ) -> int:
     """What autograd keeps of the backbone until the backward pass begins; the first ``recomputed``
     layers are computed again."""
-    shape, t = geometry, batch.tokens
+    shape, t = geometry, batch.computed
     kept = recomputed * size * t * shape.hidden_size
     kept += (shape.layers - recomputed) * layer_bytes(shape, batch, prefix, size, device)
     if recomputed and shape.causal:
@@ -214,7 +218,7 @@ def estimate(
     `weight_bytes`."""
     size, shape, h = BYTES[dtype], geometry, geometry.hidden_size
     width = mlp_shape(shape)[0]
-    layer = 3 * size * batch.tokens * width
+    layer = 3 * size * batch.computed * width
     if quantization == "fp8":
         layer += 4 * 2 * width * h if device == "cpu" else 0
     elif quantization in BITS:
@@ -234,7 +238,7 @@ def estimate(
         weights=weight_bytes(shape, size, quantization, on_host=on_host, processes=processes),
         adapter=4 * trainable + (8 + size) * shape.prefix_parameters(prefix),
         optimizer=12 * trainable,
-        activations=saved + size * h * (sum(batch.lengths) + 2 * batch.targets),
+        activations=saved + size * h * (batch.tokens + 2 * batch.targets),
         logits=number * at_once * shape.vocab_size,
         layer=layer,
     )

@@ -257,6 +257,8 @@ def test_what_all_rows_begin_with_is_told(run_check: Checker) -> None:
     report = run_check(rows, train={"max_steps": 5, "batch_size": 3})
     assert report.plan.stem >= 5
     assert report.largest.stem == report.plan.stem
+    assert report.largest.tokens == report.plan.tokens_per_step
+    assert f"3 rows, {report.largest.tokens} tokens" in " ".join(shown(report).split())
     shared = f"the first {report.plan.stem} tokens of all rows, computed once a micro-batch"
     assert shared in shown(report)
     report = run_check(ROWS, train={"max_steps": 5, "batch_size": 3})
